@@ -1,0 +1,438 @@
+"""The typed configuration of a training run: strict YAML, ``base:`` inheritance, ``key=value`` overrides.
+
+A file may start from another one (``base: base.yaml``, relative to the file) and refer to its own keys::
+
+    base: base.yaml
+    stage: alignment
+    optim: {lr: 1.0e-4, batch_size: 32}
+    data: {sources: [{name: rec, format: rec, ann: "${data_root}/train/rec.json", images: "${data_root}/train/images"}]}
+
+Every key is one of the dataclasses below; anything else is refused by name, with the nearest key that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+SHIPPED = Path(__file__).parent / "configs"
+"""Where a bare name such as ``stage2.yaml`` is looked up after the path itself."""
+STAGES = ("detection", "alignment", "instruct")
+PARTS = ("encoder", "proposer", "regions", "bridge", "vocabulary", "llm", "words_head")
+FORMATS = ("detection", "regions", "rec", "grounded_captions", "region_captions", "detection_words", "llava")
+SCHEDULES = ("cosine", "linear", "constant")
+DTYPES = ("float32", "bfloat16")
+PRECISIONS = ("highest", "high", "medium")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line that names the file and the key."""
+
+
+@dataclass
+class ModelConfig:
+    """Where the model starts and which parts learn.
+
+    ``init``: a saved model; ``config``: a directory with a configuration and a processor, for random weights. Exactly
+    one is given. ``train``: the parts that learn; all others are frozen and, with ``eval_mode_frozen``, in eval mode.
+    ``lr_scale``: a factor on the learning rate of a part.
+    """
+
+    init: str | None = None
+    config: str | None = None
+    train: list[str] = field(default_factory=list)
+    lr_scale: dict[str, float] = field(default_factory=dict)
+    eval_mode_frozen: bool = True
+
+
+@dataclass
+class SourceConfig:
+    """One data set: its ``format`` (reader), annotation file and image folder.
+
+    ``ratio``: the share of its records drawn in every epoch; ``turns``: at most so many question-answer pairs of one
+    image in a dialogue (0: the reader's default); ``source``: the objectness head its boxes train.
+    """
+
+    name: str = "???"
+    format: str = "???"
+    ann: str = "???"
+    images: str = "???"
+    ratio: float = 1.0
+    turns: int = 0
+    source: str = "coco"
+
+
+@dataclass
+class DataConfig:
+    """What is read. ``words``: the region-words vocabulary, a list or a text file with one word a line.
+
+    ``prompt_stage``: "align" or "instruct", the two published turn separators ("" follows the stage).
+    """
+
+    words: Any = None
+    sources: list[SourceConfig] = field(default_factory=list)
+    workers: int = 1
+    prefetch: int = 4
+    max_length: int = 2048
+    augment: bool = True
+    prompt_stage: str = ""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW. ``batch_size`` is per process; ``max_steps`` 0 means ``epochs``; ``warmup_steps`` wins over the ratio.
+
+    ``loss_weights``: a factor on a named loss (1 where a name is absent). ``dtype`` bfloat16 computes under autocast
+    with float32 weights; ``matmul_precision`` is torch.set_float32_matmul_precision; ``deepspeed`` a JSON file.
+    """
+
+    lr: float = 1e-4
+    batch_size: int = 16
+    accumulate: int = 1
+    epochs: float = 1.0
+    max_steps: int = 0
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    warmup_ratio: float = 0.0
+    warmup_steps: int = 0
+    schedule: str = "cosine"
+    clip: float = 1.0
+    dtype: str = "float32"
+    matmul_precision: str = "highest"
+    gradient_checkpointing: bool = False
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    deepspeed: str | None = None
+
+
+@dataclass
+class LogConfig:
+    """A line of metrics.jsonl (and TensorBoard) every so many steps."""
+
+    every: int = 20
+    tensorboard: bool = True
+
+
+@dataclass
+class SaveConfig:
+    """A resumable checkpoint every so many steps (0: only at the end); the last ``keep`` stay."""
+
+    every: int = 500
+    keep: int = 2
+
+
+@dataclass
+class EvalSet:
+    """An annotation file and its image folder."""
+
+    ann: str = "???"
+    images: str = "???"
+
+
+@dataclass
+class EvaluateConfig:
+    """Scores on a small validation set every so many steps (0: never); ``limit``: records of each set (0: all).
+
+    ``proposals``: boxes for AR50@100 (COCO layout); ``rec``: referring expressions.
+    """
+
+    every: int = 0
+    proposals: EvalSet | None = None
+    rec: EvalSet | None = None
+    limit: int = 200
+    batch_size: int = 16
+
+
+@dataclass
+class RunConfig:
+    """One training run. ``output`` receives checkpoints, metrics.jsonl, TensorBoard files and ``final``."""
+
+    stage: str = "???"
+    output: str = "???"
+    data_root: str = ""
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    @property
+    def prompt_stage(self) -> str:
+        """ "align" or "instruct": the turn separators in use."""
+        return self.data.prompt_stage or ("align" if self.stage == "alignment" else "instruct")
+
+
+def load_config(path_or_name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run configuration: its chain of bases, the file itself, then ``key=value`` overrides, in that order.
+
+    Raises ConfigError for a missing file, a cycle of bases, an unknown key, a wrong type or an impossible value.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = _find(str(path_or_name))
+    config = OmegaConf.structured(RunConfig)
+    for layer in _chain(path):
+        config = _merge(config, layer, _read(layer))
+    for override in overrides:
+        _override(config, override)
+    try:
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+        if missing:
+            raise ConfigError(f"{path.name}: {', '.join(missing)} must be given")
+        run = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path.name}: {error.full_key}: {_first_line(error)}") from error
+    assert isinstance(run, RunConfig)
+    _check(run, path.name)
+    return run
+
+
+def read_words(words: Any) -> list[str]:
+    """The region-words vocabulary of ``data.words``: the list itself, or the lines of the text file it names."""
+    if not isinstance(words, str):
+        return [str(word) for word in words or ()]
+    path = Path(words)
+    if not path.is_file():
+        raise ConfigError(f"data.words: no file {words}")
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def save_config(run: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML that ``load_config`` reads back to an equal value."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(OmegaConf.structured(run), path)
+
+
+def _find(name: str) -> Path:
+    """The file of a path or of a shipped name."""
+    for candidate in (Path(name), SHIPPED / name):
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(p.name for p in SHIPPED.glob("*.yaml")) if SHIPPED.is_dir() else []
+    raise ConfigError(f"no configuration {name!r}; shipped ones: {', '.join(shipped) or 'none'}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The YAML mapping of one file, interpolations untouched."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path.name}: not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path.name}: expected a mapping of keys, got a {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _chain(path: Path) -> list[Path]:
+    """The files a configuration is made of, the deepest base first."""
+    chain = [path]
+    while base := _read(chain[0]).get("base"):
+        below = chain[0].parent / str(base)
+        if not below.is_file():
+            there = sorted(p.name for p in chain[0].parent.glob("*.yaml"))
+            raise ConfigError(f"{chain[0].name}: base {base!r} not found; beside it: {', '.join(there)}")
+        if below.resolve() in (p.resolve() for p in chain):
+            names = " -> ".join(p.name for p in [*reversed(chain), below])
+            raise ConfigError(f"{path.name}: bases form a cycle: {names}")
+        chain.insert(0, below)
+    return chain
+
+
+def _merge(config: Any, layer: Path, content: dict[str, Any]) -> Any:
+    """``config`` with one file's keys on top."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    keys = {key: value for key, value in content.items() if key != "base"}
+    for key in _unknown(keys, RunConfig):
+        raise ConfigError(f"{key} in {layer.name}: no such key; nearest: {_nearest(key)}")
+    try:
+        merged = OmegaConf.merge(config, OmegaConf.create(keys))
+        for key in _required(keys):  # merging leaves a default where a file says ???, "must be given"
+            OmegaConf.update(merged, key, "???")
+        return merged
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key} in {layer.name}: {_first_line(error)}") from error
+
+
+def _required(content: dict[str, Any], prefix: str = "") -> Iterable[str]:
+    """Dotted keys that a file marks with ``???``: they must be given by a file on top of it or an override."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _required(value, f"{prefix}{key}.")
+        elif value == "???":
+            yield f"{prefix}{key}"
+
+
+def _override(config: Any, override: str) -> None:
+    """Set one ``key=value`` in place; the value is read as YAML."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    key, equals, text = override.partition("=")
+    key = key.strip().replace("[", ".").replace("]", "")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected key=value, for example optim.lr=1e-4")
+    try:
+        # OmegaConf's own loader reads 1e-4 as a number, which YAML 1.1 does not.
+        read = OmegaConf.to_container(OmegaConf.create(f"value: {text or 'null'}"), resolve=False)
+        value = read["value"] if isinstance(read, dict) else None
+        _set_nested(config, key, value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {_first_line(error)}") from error
+    except OmegaConfBaseException as error:
+        if _unknown_path(key):
+            raise ConfigError(f"{key} in override {override!r}: no such key; nearest: {_nearest(key)}") from error
+        raise ConfigError(f"{key} in override {override!r}: {_first_line(error)}") from error
+
+
+def _set_nested(config: Any, key: str, value: Any) -> None:
+    from omegaconf import OmegaConf
+
+    bad = list(_unknown({key: value}, RunConfig)) if "." not in key else []
+    if bad or _unknown_path(key):
+        name = bad[0] if bad else key
+        raise ConfigError(f"{name} in override {key}={value!r}: no such key; nearest: {_nearest(name)}")
+    parent, _, last = key.rpartition(".")
+    if parent and OmegaConf.select(config, parent) is None and not _unknown_path(parent):
+        OmegaConf.update(config, parent, {last: value}, merge=True)  # an optional section that is still absent
+    else:
+        OmegaConf.update(config, key, value, merge=True)
+
+
+def _schema(kind: Any) -> tuple[Any, Any]:
+    """(dataclass, element) that a type hint leads to: a section, or the element type of a list or dictionary."""
+    for candidate in (kind, *get_args(kind)):
+        if is_dataclass(candidate):
+            return (candidate, None) if candidate is kind or type(None) in get_args(kind) else (None, candidate)
+    return None, None
+
+
+def _unknown(content: Any, schema: Any, prefix: str = "") -> Iterable[str]:
+    """Dotted keys of ``content`` that ``schema`` does not have."""
+    hints = get_type_hints(schema)
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            yield name
+            continue
+        section, element = _schema(hints[key])
+        if section is not None and isinstance(value, dict):
+            yield from _unknown(value, section, f"{name}.")
+        elif element is not None and isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, dict):
+                    yield from _unknown(item, element, f"{name}.{index}.")
+
+
+def _unknown_path(key: str) -> bool:
+    """Whether a dotted key leads nowhere in the schema."""
+    schema: Any = RunConfig
+    parts = key.split(".")
+    while parts:
+        part = parts.pop(0)
+        hints = get_type_hints(schema)
+        if part not in hints:
+            return True
+        section, element = _schema(hints[part])
+        if element is not None and parts:
+            parts.pop(0)  # the index into a list
+        if section is None and element is None:
+            return False  # a plain value, or a free dictionary whose keys are checked later
+        schema = section or element
+    return False
+
+
+def _all_keys(schema: Any = RunConfig, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        names.append(prefix + item.name)
+        section, element = _schema(hints[item.name])
+        if section or element:
+            names += _all_keys(section or element, f"{prefix}{item.name}.")
+    return names
+
+
+def _nearest(key: str) -> str:
+    """The existing key most like an unknown one: among its siblings first, then anywhere."""
+    bare = ".".join(part for part in key.split(".") if not part.isdigit())
+    parent, _, last = bare.rpartition(".")
+    every = _all_keys()
+    siblings = {name.rpartition(".")[2]: name for name in every if name.rpartition(".")[0] == parent}
+    starts = [name for name in siblings if last.startswith(name) or name.startswith(last)]
+    if starts:  # "lr_rate" is meant to be "lr", though "warmup_ratio" shares more letters
+        return siblings[max(starts, key=len)]
+    if close := difflib.get_close_matches(last, siblings, n=1, cutoff=0.5):
+        return siblings[close[0]]
+    leaves = {name.rpartition(".")[2]: name for name in reversed(every)}
+    if close := difflib.get_close_matches(last, leaves, n=1, cutoff=0.75):
+        return leaves[close[0]]
+    return difflib.get_close_matches(bare, every, n=1, cutoff=0.0)[0]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _one_of(value: str, allowed: Sequence[str], key: str, where: str) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{where}: {key} is {value!r}; expected one of {', '.join(allowed)}")
+
+
+def _check(run: RunConfig, where: str) -> None:
+    """Refuse values that no run can use."""
+    _one_of(run.stage, STAGES, "stage", where)
+    _one_of(run.optim.schedule, SCHEDULES, "optim.schedule", where)
+    _one_of(run.optim.dtype, DTYPES, "optim.dtype", where)
+    _one_of(run.optim.matmul_precision, PRECISIONS, "optim.matmul_precision", where)
+    _one_of(run.data.prompt_stage, ("", "align", "instruct"), "data.prompt_stage", where)
+    for part in [*run.model.train, *run.model.lr_scale]:
+        _one_of(part, PARTS, "a part in model.train or model.lr_scale", where)
+    if not run.model.train:
+        raise ConfigError(f"{where}: model.train is empty; name the parts that learn: {', '.join(PARTS)}")
+    if (run.model.init is None) == (run.model.config is None):
+        raise ConfigError(f"{where}: give exactly one of model.init (a saved model) and model.config (random weights)")
+    if not run.data.sources:
+        raise ConfigError(f"{where}: data.sources is empty; name at least one data set")
+    for index, source in enumerate(run.data.sources):
+        _one_of(source.format, FORMATS, f"data.sources.{index}.format", where)
+        if source.ratio <= 0:
+            raise ConfigError(f"{where}: data.sources.{index}.ratio is {source.ratio}; expected a share above 0")
+    if run.data.words is not None and not isinstance(run.data.words, (str, list)):
+        raise ConfigError(f"{where}: data.words is a {type(run.data.words).__name__}; expected a list or a file name")
+    if len(run.optim.betas) != 2:
+        raise ConfigError(f"{where}: optim.betas has {len(run.optim.betas)} numbers; expected 2")
+    _check_numbers(run, where)
+
+
+def _check_numbers(run: RunConfig, where: str) -> None:
+    optim = run.optim
+    above = {
+        "optim.lr": optim.lr, "optim.batch_size": optim.batch_size, "optim.accumulate": optim.accumulate,
+        "optim.epochs": optim.epochs, "log.every": run.log.every, "save.keep": run.save.keep,
+        "data.max_length": run.data.max_length, "data.prefetch": run.data.prefetch,
+        "evaluate.batch_size": run.evaluate.batch_size,
+    }  # fmt: skip
+    for key, value in above.items():
+        if not value > 0:
+            raise ConfigError(f"{where}: {key} is {value}; expected a number above 0")
+    least = {
+        "optim.max_steps": optim.max_steps, "optim.weight_decay": optim.weight_decay, "optim.clip": optim.clip,
+        "optim.warmup_ratio": optim.warmup_ratio, "optim.warmup_steps": optim.warmup_steps,
+        "data.workers": run.data.workers, "save.every": run.save.every, "evaluate.every": run.evaluate.every,
+        "evaluate.limit": run.evaluate.limit, "seed": run.seed,
+    }  # fmt: skip
+    for key, value in least.items():
+        if not value >= 0:
+            raise ConfigError(f"{where}: {key} is {value}; expected 0 or more")

@@ -1,0 +1,1 @@
+"""Readers, prompts, images and the loader: files on disk to batches."""

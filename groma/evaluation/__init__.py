@@ -1,0 +1,1 @@
+"""How good is it: recall of proposals, and grounding of referring expressions."""

@@ -1,0 +1,57 @@
+"""The image encoder: any DINO-type vision transformer of transformers, read out at several depths.
+
+Legend: B images, D encoder width, h w patch grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig
+
+from groma.structures import ImageFeatures
+
+LEVELS = 4
+"""The proposer reads the mean of the last four hidden states, the region encoder the last three (Groma, 3.2, 3.3)."""
+
+
+class ImageEncoder(nn.Module):
+    """DINOv2 (or DINOv2 with registers, DINOv3): the last four hidden states, before the final LayerNorm."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.vit = AutoModel.from_config(config)
+        self.skipped = 1 + getattr(config, "num_register_tokens", 0)  # cls and registers come before the patches
+        # Read out before it and never masked: these two get no gradient, and some wrappers insist that all do.
+        for name in ("layernorm", "norm"):
+            if isinstance(module := getattr(self.vit, name, None), nn.Module):
+                module.requires_grad_(False)
+        embeddings = getattr(self.vit, "embeddings", None)
+        if isinstance(mask := getattr(embeddings, "mask_token", None), nn.Parameter):
+            mask.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> ImageFeatures:
+        """pixels (B, 3, H, W) normalised → four maps (B, D, h, w), shallow to deep."""
+        hidden = self.vit(pixels, output_hidden_states=True).hidden_states[-LEVELS:]
+        h, w = (side // int(self.vit.config.patch_size) for side in pixels.shape[-2:])
+        return ImageFeatures(tuple(_to_map(state[:, self.skipped :], h, w) for state in hidden))
+
+
+def _to_map(tokens: Tensor, h: int, w: int) -> Tensor:
+    """(B, h·w, D) → (B, D, h, w)."""
+    return tokens.transpose(1, 2).unflatten(2, (h, w))
+
+
+class TokenMerge(nn.Module):
+    """2x2 neighbouring patches become one image token: channels joined, then a two-layer MLP (Groma, 3.4)."""
+
+    def __init__(self, width: int, llm_width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(4 * width, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width))
+
+    def forward(self, features: ImageFeatures) -> Tensor:
+        """The deepest map (B, D, h, w) → image tokens (B, h/2·w/2, E); neighbours in column-major order."""
+        x = features.levels[-1]
+        # (row, column) offsets (0,0), (1,0), (0,1), (1,1): down first, then right
+        quads = torch.cat([x[..., r::2, c::2] for c in (0, 1) for r in (0, 1)], 1)  # (B, 4D, h/2, w/2)
+        return self.mlp(quads.flatten(2).transpose(1, 2))

@@ -1,0 +1,244 @@
+"""Groma: image → regions → language, as one transformers model.
+
+Legend: B images, N regions of an image, T tokens, E language-model width, V whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.generation import LogitsProcessor, LogitsProcessorList
+from transformers.utils import ModelOutput
+
+from groma.model.configuration import GromaConfig
+from groma.model.detection_loss import detection_losses
+from groma.model.encoder import ImageEncoder, TokenMerge
+from groma.model.proposer import Proposer
+from groma.model.regions import RegionEncoder, select
+from groma.model.splicer import IGNORE, Splicer
+from groma.model.vocabulary import JoinedEmbedding, NewWords
+from groma.structures import ImageFeatures, Prompt, Proposals, Spliced, View
+
+JITTER = 0.1  # of a side: how far stage 1 moves the boxes whose words it asks for, so that proposals do as well
+
+
+@dataclass
+class GromaOutput(ModelOutput):
+    """loss: the sum of ``losses`` (named scalars), or None; logits (B, T, V) with their KV cache, or None."""
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+
+
+class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """The grounded multimodal LLM. Parts: encoder, proposer, regions, bridge, vocabulary, llm, words_head."""
+
+    config_class = GromaConfig
+    config: GromaConfig
+    base_model_prefix = "groma"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules = ["EncoderLayer", "DecoderLayer", "Dinov2Layer", "LlamaDecoderLayer"]
+
+    def __init__(self, config: GromaConfig) -> None:
+        super().__init__(config)
+        self.llm = AutoModelForCausalLM.from_config(config.llm)
+        width, llm_width = config.encoder.hidden_size, config.llm.hidden_size
+        self.encoder = ImageEncoder(config.encoder)
+        self.proposer = Proposer(config.proposer, width)
+        self.regions = RegionEncoder(config, llm_width)
+        self.bridge = TokenMerge(width, llm_width)
+        self.vocabulary = NewWords(config.base_vocab, config.new_words, llm_width)
+        self.words_head = nn.Linear(llm_width, config.words) if config.words else None
+        self.splicer = Splicer(config)
+        self.post_init()
+
+    # -- transformers' questions ------------------------------------------------------------------------------------
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Proposer):
+            module.reset()
+        elif isinstance(module, NewWords):
+            module.reset(self.llm.get_input_embeddings())
+
+    def get_input_embeddings(self) -> nn.Module:
+        """One lookup over base and new words."""
+        return JoinedEmbedding(self.llm.get_input_embeddings(), self.vocabulary)
+
+    def get_output_embeddings(self) -> None:
+        """None: the head is two matrices side by side, which no caller may resize or tie."""
+        return None
+
+    # -- one image ----------------------------------------------------------------------------------------------------
+
+    def look(self, pixel_values: Tensor, refer_boxes: tuple[Tensor, ...] = (), ground_boxes: tuple[Tensor, ...] = (),
+             shuffle: torch.Generator | None = None) -> list[View]:  # fmt: skip
+        """Encoder → proposer → regions, once per image: pixels (B, 3, S, S) → B views.
+
+        refer_boxes, ground_boxes: B tensors (K, 4) xyxy in [0, 1], a user's and (in training) true boxes.
+        Regions are ordered by score; ``shuffle`` (training only) draws their order instead.
+        """
+        features = self.encoder(pixel_values)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.proposer.training):
+            candidates = self.proposer.propose(self.proposer(features))
+        nothing = pixel_values.new_zeros(0, 4)
+        kept = [
+            select(Proposals(c.boxes.detach(), c.scores.detach()), r.to(c.boxes), g.to(c.boxes), self.config, shuffle)
+            for c, r, g in zip(candidates, refer_boxes or [nothing] * len(candidates),
+                               ground_boxes or [nothing] * len(candidates), strict=True)
+        ]  # fmt: skip
+        tokens = self.regions(features, [k.boxes for k in kept])
+        image_tokens = self.bridge(features)
+        return [View(i, k, t, c) for i, k, t, c in zip(image_tokens, kept, tokens, candidates, strict=True)]
+
+    def splice(self, views: list[View], prompts: list[Prompt], left: bool = False) -> Spliced:
+        """Prompts over their views, embedded and padded; see groma.model.splicer."""
+        return self.splicer(prompts, views, self.get_input_embeddings(), left)
+
+    def speak(self, embeds: Tensor, mask: Tensor | None = None, past_key_values: Any = None, use_cache: bool = False,
+              position_ids: Tensor | None = None, last: int = 0) -> GromaOutput:  # fmt: skip
+        """The language model on embeddings (B, T, E) → logits (B, T, V), of the ``last`` positions only if given."""
+        base = self.llm.get_decoder()
+        out = base(inputs_embeds=embeds, attention_mask=mask, past_key_values=past_key_values, use_cache=use_cache,
+                   position_ids=position_ids)  # fmt: skip
+        hidden = out.last_hidden_state[:, -last:] if last else out.last_hidden_state
+        logits = self.vocabulary.logits(hidden, self.llm.get_output_embeddings())
+        return GromaOutput(logits=logits, past_key_values=out.past_key_values)
+
+    # -- training and transformers' forward ---------------------------------------------------------------------------
+
+    def forward(self, pixel_values: Tensor | None = None, input_ids: Tensor | None = None,
+                attention_mask: Tensor | None = None, labels: Tensor | None = None,
+                refer_boxes: tuple[Tensor, ...] = (), ground_boxes: tuple[Tensor, ...] = (),
+                targets: tuple[Tensor, ...] = (), target_words: tuple[tuple[tuple[int, ...], ...], ...] = (),
+                source: str = "coco", seed: int | None = None, inputs_embeds: Tensor | None = None,
+                past_key_values: Any = None, use_cache: bool | None = None, position_ids: Tensor | None = None,
+                logits_to_keep: int = 0, cache_position: Tensor | None = None) -> GromaOutput:  # fmt: skip
+        """Losses of a batch, or logits.
+
+        With ``targets``: detection losses of head ``source`` (and "words" with target_words). With ``labels``: the
+        "text" loss of prompts (B, T) over pixels. ``seed`` draws the order of regions and the box jitter in training.
+        Without pixels: the language model alone, on ids or embeddings (transformers' decoding loop).
+        """
+        if pixel_values is None:
+            embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            return self.speak(embeds, attention_mask, past_key_values, bool(use_cache), position_ids, logits_to_keep)
+        generator = None if seed is None or not self.training else torch.Generator().manual_seed(seed)
+        losses: dict[str, Tensor] = {}
+        logits = None
+        if targets:
+            losses |= self._detection(pixel_values, targets, target_words, source, generator)
+        if input_ids is not None:
+            views = self.look(pixel_values, refer_boxes, ground_boxes, generator)
+            spliced = self.splice(views, _prompts(input_ids, attention_mask, labels, refer_boxes, ground_boxes))
+            if labels is None:
+                logits = self.speak(spliced.embeds, spliced.mask).logits
+            else:
+                losses["text"] = self._text_loss(spliced)
+        loss = torch.stack(list(losses.values())).sum() if losses else None
+        return GromaOutput(loss=loss, losses=losses or None, logits=logits)
+
+    def _detection(self, pixels: Tensor, targets: tuple[Tensor, ...], words: tuple[tuple[tuple[int, ...], ...], ...],
+                   source: str, generator: torch.Generator | None) -> dict[str, Tensor]:  # fmt: skip
+        features = self.encoder(pixels)
+        losses = detection_losses(self.proposer(features), targets, source, self.config.proposer)
+        if self.words_head is not None and any(words):
+            losses["words"] = self._words_loss(features, targets, words, generator)
+        return losses
+
+    def _words_loss(self, features: ImageFeatures, targets: tuple[Tensor, ...],
+                    words: tuple[tuple[tuple[int, ...], ...], ...], generator: torch.Generator | None) -> Tensor:  # fmt: skip
+        """Which words describe this region? Binary cross-entropy per region, summed over the word list.
+
+        An encoder trained from scratch on class-agnostic boxes alone would learn where things are, not what they
+        are; a pre-trained DINOv2 needs no such help.
+        """
+        moved = [_jitter(t, generator) for t in targets]
+        tokens = torch.cat(self.regions(features, moved))  # (R, E)
+        logits = self.words_head(tokens).float()  # type: ignore[misc]
+        wanted = torch.zeros_like(logits)
+        for row, ids in enumerate(i for image in words for i in image):
+            wanted[row, list(ids)] = 1.0
+        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / max(1, len(tokens))
+
+    def _text_loss(self, spliced: Spliced) -> Tensor:
+        """Mean cross-entropy over the labelled tokens; the head runs on their positions only."""
+        hidden = self.llm.get_decoder()(inputs_embeds=spliced.embeds, attention_mask=spliced.mask).last_hidden_state
+        wanted = spliced.labels[:, 1:]  # type: ignore[index]
+        chosen = wanted != IGNORE
+        logits = self.vocabulary.logits(hidden[:, :-1][chosen], self.llm.get_output_embeddings())  # (L, V)
+        if not len(logits):
+            return hidden.sum() * 0.0
+        return F.cross_entropy(logits.float(), wanted[chosen])
+
+    # -- generation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None,  # type: ignore[override]
+                 attention_mask: Tensor | None = None, refer_boxes: tuple[Tensor, ...] = (),
+                 logits_processor: LogitsProcessorList | None = None, **options: Any) -> Any:  # fmt: skip
+        """transformers' generate over images: prompts (B, T) with one <image> and one <region> each → new token ids.
+
+        Proxies of regions that do not exist in a row's view cannot be written.
+        """
+        if pixel_values is None:
+            return super().generate(input_ids, attention_mask=attention_mask, logits_processor=logits_processor,
+                                    **options)  # fmt: skip
+        views = self.look(pixel_values, refer_boxes)
+        spliced = self.splice(views, _prompts(input_ids, attention_mask, None, refer_boxes, ()), left=True)
+        copies = max(int(options.get("num_beams") or 1), int(options.get("num_return_sequences") or 1))
+        counts = [n for n in spliced.regions for _ in range(copies)]
+        processors = LogitsProcessorList([ExistingProxies(self.config, counts), *(logits_processor or [])])
+        return super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask,
+                                logits_processor=processors, **options)  # fmt: skip
+
+
+class ExistingProxies(LogitsProcessor):
+    """Only proxies of regions that exist may be written: row i has ``counts[i]`` regions."""
+
+    def __init__(self, config: GromaConfig, counts: list[int]) -> None:
+        self.proxies, self.counts = torch.tensor(config.proxy_ids), counts
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores (B, V) → the same with -inf at absent proxies."""
+        absent = torch.zeros_like(scores, dtype=torch.bool)
+        for row, count in enumerate(self.counts):
+            absent[row, self.proxies[count:].to(scores.device)] = True
+        return scores.masked_fill(absent, float("-inf"))
+
+
+def _jitter(boxes: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Boxes (M, 4) with each corner moved by up to JITTER of the side; unchanged without a generator."""
+    if generator is None:
+        return boxes
+    sides = torch.cat((boxes[:, 2:] - boxes[:, :2],) * 2, 1)
+    moves = (torch.rand(boxes.shape, generator=generator).to(boxes) * 2 - 1) * JITTER
+    return (boxes + moves * sides).clamp(0, 1)
+
+
+def _prompts(ids: Tensor | None, mask: Tensor | None, labels: Tensor | None, refer: tuple[Tensor, ...],
+             ground: tuple[Tensor, ...]) -> list[Prompt]:  # fmt: skip
+    """Padded tensors (B, T) → one Prompt a row, without the padding, whichever side it is on."""
+    if ids is None:
+        raise ValueError("pixel_values came without input_ids or targets: nothing to do with the picture")
+    nothing = torch.zeros(0, 4, device=ids.device)
+    rows = []
+    for i in range(len(ids)):
+        real = mask[i].bool() if mask is not None else torch.ones_like(ids[i], dtype=torch.bool)
+        kept = labels[i][real] if labels is not None else torch.full_like(ids[i][real], IGNORE)
+        rows.append(Prompt(ids[i][real], kept, refer[i] if refer else nothing, ground[i] if ground else nothing))
+    return rows
+
+
+__all__ = ["ExistingProxies", "GromaForConditionalGeneration", "GromaOutput"]

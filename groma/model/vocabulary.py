@@ -1,0 +1,55 @@
+"""New words beside a frozen language model: their own input rows and head rows, joined after the base vocabulary.
+
+Legend: T tokens, E language-model width, V base vocabulary, W new words.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class NewWords(nn.Module):
+    """W embedding rows and W head rows (no bias). Only these learn the new words; the base stays as it is."""
+
+    def __init__(self, base_vocab: int, new_words: int, width: int) -> None:
+        super().__init__()
+        self.base_vocab = base_vocab
+        self.embed = nn.Embedding(new_words, width)
+        self.head = nn.Linear(width, new_words, bias=False)
+
+    def reset(self, base: nn.Embedding) -> None:
+        """New input rows start at the mean of the base rows, plus noise so that no two words are the same."""
+        with torch.no_grad():
+            mean = base.weight[: self.base_vocab].mean(0, keepdim=True)
+            self.embed.weight.copy_(mean + torch.randn_like(self.embed.weight) * base.weight.std())
+            self.head.weight.copy_(self.embed.weight - mean)
+
+    def embed_ids(self, ids: Tensor, base: nn.Embedding) -> Tensor:
+        """ids (..., T) of base and new words → embeddings (..., T, E)."""
+        new = ids >= self.base_vocab
+        rows = base(ids.masked_fill(new, 0))
+        return torch.where(new[..., None], self.embed((ids - self.base_vocab).clamp(min=0)).to(rows.dtype), rows)
+
+    def logits(self, hidden: Tensor, base_head: nn.Module) -> Tensor:
+        """hidden (..., E) → logits (..., V + W), base words first."""
+        return torch.cat((base_head(hidden)[..., : self.base_vocab], self.head(hidden)), -1)
+
+
+class JoinedEmbedding(nn.Module):
+    """Base and new rows as one lookup, which is what ``get_input_embeddings`` hands to transformers."""
+
+    def __init__(self, base: nn.Embedding, words: NewWords) -> None:
+        super().__init__()
+        # plain references, not submodules: the parameters belong to the model already
+        object.__setattr__(self, "_base", base)
+        object.__setattr__(self, "_words", words)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base rows (V, E); new rows live in ``NewWords.embed``."""
+        return self._base.weight  # type: ignore[no-any-return, attr-defined]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (..., T) → (..., T, E)."""
+        return self._words.embed_ids(ids, self._base)  # type: ignore[no-any-return, attr-defined]

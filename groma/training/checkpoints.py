@@ -1,0 +1,93 @@
+"""Resumable checkpoints: ``checkpoint-N`` folders that are either complete or not there.
+
+A folder is written under a hidden name, synced, renamed, and gets its ``COMPLETE`` file last; so a process killed at
+any moment leaves the previous checkpoint as the newest complete one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from groma.training.parts import TrainingError
+
+MARKER = "COMPLETE"
+WEIGHTS = "weights.pt"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    if not output.is_dir():
+        return []
+    found = [(int(m.group(1)), p) for p in output.iterdir() if (m := _NAME.fullmatch(p.name)) and (p / MARKER).is_file()]
+    return [path for _, path in sorted(found)]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of optimiser steps behind a ``checkpoint-N``."""
+    match = _NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise TrainingError(f"{checkpoint}: expected a folder named checkpoint-N")
+    return int(match.group(1))
+
+
+def begin(output: Path, step: int) -> Path:
+    """An empty hidden folder to write the checkpoint of ``step`` into; left-overs of killed runs are removed."""
+    output.mkdir(parents=True, exist_ok=True)
+    for stale in output.glob(".checkpoint-*"):
+        shutil.rmtree(stale)
+    folder = output / f".checkpoint-{step}"
+    folder.mkdir()
+    return folder
+
+
+def commit(folder: Path, keep: int) -> Path:
+    """Make a folder from ``begin`` the newest complete checkpoint, then delete all but the last ``keep``."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+    final = folder.with_name(folder.name.removeprefix("."))
+    if final.exists():  # a resumed run rewrites a checkpoint it had, or one that never completed
+        (final / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(final)
+    folder.rename(final)
+    _sync(final.parent)
+    (final / MARKER).write_text(f"step {step_of(final)}\n")
+    _sync(final / MARKER)
+    _sync(final)
+    for old in checkpoints(final.parent)[:-keep]:
+        (old / MARKER).unlink()  # first, so that a half-deleted folder never counts as complete
+        shutil.rmtree(old)
+    return final
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Write every parameter and buffer under its own name.
+
+    Not save_pretrained: transformers renames weights on the way out, and the Trainer does not rename them back.
+    """
+    torch.save(model.state_dict(), folder / WEIGHTS)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Restore exactly what ``save_weights`` wrote; raises TrainingError when names or shapes differ."""
+    state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise TrainingError(f"{folder} is of another model: {' '.join(str(error).split())[:300]}") from error
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

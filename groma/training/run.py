@@ -1,0 +1,88 @@
+"""A training run from its configuration: model, data, trainer, final model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from groma.config import RunConfig, save_config
+from groma.training import checkpoints
+from groma.training.parts import TrainingError
+
+if TYPE_CHECKING:
+    from groma.model.groma import GromaForConditionalGeneration
+    from groma.processor import GromaProcessor
+    from groma.training.trainer import GromaTrainer
+
+
+def train(run: RunConfig, resume: bool = False, device: str = "auto") -> Path:
+    """Train as ``run`` says and return the folder of the final model, ``output/final``.
+
+    ``resume``: go on from the newest complete checkpoint in ``output``, or start if there is none. Raises
+    TrainingError (or the ConfigError, DataError, ImageError of what it reads), always one line.
+    """
+    output = Path(run.output)
+    found = checkpoints.checkpoints(output)
+    if found and not resume:
+        raise TrainingError(f"{output} holds {found[-1].name} of an earlier run: resume it, or choose another output")
+    trainer, processor = build(run, device)
+    if trainer.is_world_process_zero():
+        output.mkdir(parents=True, exist_ok=True)
+        save_config(run, output / "config.yaml")
+    if found and checkpoints.step_of(found[-1]) >= trainer.steps():
+        checkpoints.load_weights(trainer.model, found[-1])
+    else:
+        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+    final = output / "final"
+    if trainer.is_world_process_zero():
+        trainer.model.eval()
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(final)
+        processor.save_pretrained(final)
+    return final
+
+
+def build(run: RunConfig, device: str = "auto") -> tuple[GromaTrainer, GromaProcessor]:
+    """The trainer of a run, its data read and its model made, and the processor that belongs to the model."""
+    from groma.data import loader
+    from groma.training.trainer import GromaTrainer
+    from groma.training.validation import Validation
+
+    torch.set_float32_matmul_precision(run.optim.matmul_precision)
+    model, processor = load_model(run)
+    if run.optim.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    mixture: Any = loader.mixture(run, processor)
+    scored = run.evaluate.every > 0 and (run.evaluate.proposals or run.evaluate.rec)
+    trainer = GromaTrainer(
+        model,
+        run,
+        dataset=mixture.dataset,
+        samples=mixture.sampler,
+        collate=mixture.collate,
+        inputs=loader.batch_inputs,
+        evaluate_with=Validation(run, processor) if scored else None,
+        device=device,
+    )
+    return trainer, processor
+
+
+def load_model(run: RunConfig) -> tuple[GromaForConditionalGeneration, GromaProcessor]:
+    """The model a run starts from: saved (``model.init``) or random by ``seed`` (``model.config``), and its processor."""
+    from groma.model.configuration import GromaConfig
+    from groma.model.groma import GromaForConditionalGeneration
+    from groma.processor import GromaProcessor
+
+    key = "init" if run.model.init else "config"
+    folder = Path(run.model.init or run.model.config or "")
+    if not (folder / "config.json").is_file():
+        raise TrainingError(f"model.{key}: no config.json in {folder}")
+    processor = GromaProcessor.from_pretrained(str(folder))
+    torch.manual_seed(run.seed)
+    if key == "init":
+        model = GromaForConditionalGeneration.from_pretrained(str(folder))
+    else:
+        model = GromaForConditionalGeneration(GromaConfig.from_pretrained(str(folder)))
+    return model, processor
+

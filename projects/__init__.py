@@ -1,0 +1,1 @@
+"""Projects that use groma as a library."""

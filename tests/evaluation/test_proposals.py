@@ -1,0 +1,120 @@
+"""Recall of proposals against hand-computed cases and against COCO's own evaluator."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pytest
+import torch
+from torch import Tensor
+
+from groma.boxes import xyxy_to_xywh
+from groma.evaluation.proposals import average_recall, recall_at
+from groma.structures import Proposals
+
+
+def proposals(*rows: tuple[float, float, float, float, float]) -> Proposals:
+    table = torch.tensor(rows).reshape(-1, 5)
+    return Proposals(table[:, :4], table[:, 4])
+
+
+LEFT, RIGHT = (0.0, 0.0, 0.4, 1.0), (0.6, 0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "candidates, truths, k, expected",
+    [
+        ([(*LEFT, 0.9), (*RIGHT, 0.8)], [LEFT, RIGHT], 100, 1.0),
+        ([(*LEFT, 0.9), (*RIGHT, 0.8)], [LEFT, RIGHT], 1, 0.5),  # only the best proposal is read
+        ([(*LEFT, 0.1), (*RIGHT, 0.8)], [LEFT], 1, 0.0),  # and the best is by score, not by place
+        ([(*LEFT, 0.9)], [LEFT, LEFT], 100, 0.5),  # one proposal covers one box, though it overlaps two
+        ([(*LEFT, 0.9), (*LEFT, 0.8)], [LEFT, LEFT], 100, 1.0),
+        ([(0.0, 0.0, 0.4, 0.5, 0.9)], [LEFT], 100, 1.0),  # IoU of exactly 0.5 is enough
+        ([(0.0, 0.0, 0.4, 0.49, 0.9)], [LEFT], 100, 0.0),
+        ([], [LEFT], 100, 0.0),
+    ],
+)
+def test_recall_by_hand(candidates: list, truths: list, k: int, expected: float) -> None:
+    assert recall_at([proposals(*candidates)], [torch.tensor(truths)], k=k) == expected
+
+
+def test_recall_counts_boxes_not_images() -> None:
+    """Three boxes in one image, one in the other, an image without any: 3 of 4 covered, not the mean of 2/3 and 1."""
+    found = [proposals((*LEFT, 0.9), (*RIGHT, 0.9)), proposals((*LEFT, 0.9)), proposals((*LEFT, 0.9))]
+    truths = [torch.tensor([LEFT, RIGHT, (0.4, 0, 0.6, 1)]), torch.tensor([LEFT]), torch.zeros(0, 4)]
+    assert recall_at(found, truths) == 0.75
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(ValueError, match="proposals of 1 images for ground truth of 2"):
+        recall_at([proposals()], [torch.zeros(0, 4), torch.zeros(0, 4)])
+    with pytest.raises(ValueError, match="no ground-truth box in 1 images"):
+        recall_at([proposals()], [torch.zeros(0, 4)])
+    with pytest.raises(ValueError, match="at least one proposal"):
+        recall_at([proposals()], [torch.tensor([LEFT])], k=0)
+    with pytest.raises(ValueError, match="one area for every"):
+        average_recall([proposals()], [torch.tensor([LEFT])], [torch.zeros(2)])
+
+
+def test_a_size_that_does_not_occur_is_left_out() -> None:
+    report = average_recall([proposals((*LEFT, 0.9))], [torch.tensor([LEFT])], [torch.tensor([50.0 * 50])])
+    assert report.small is None
+    assert report.to_dict() == {"k": 100, "ar": 1.0, "ar50": 1.0, "ar75": 1.0, "medium": 1.0, "images": 1, "boxes": 1}
+
+
+def random_images(generator: torch.Generator, images: int) -> tuple[list[Proposals], list[Tensor]]:
+    """Crowded pictures of 640 x 480 pixels: many boxes overlap, and proposals are shaken copies of them and noise."""
+    candidates, truths = [], []
+    for _ in range(images):
+        count = int(torch.randint(0, 14, (1,), generator=generator))
+        corner = torch.rand(count, 2, generator=generator, dtype=torch.double) * 300
+        side = 8 + torch.rand(count, 2, generator=generator, dtype=torch.double) ** 2 * 250
+        truth = torch.cat((corner, corner + side), 1)
+        shaken = truth.repeat(4, 1) + torch.randn(4 * count, 4, generator=generator, dtype=torch.double) * 6
+        noise = torch.rand(30, 4, generator=generator, dtype=torch.double) * 200
+        noise[:, 2:] += noise[:, :2] + 1
+        shaken[:, 2:] = torch.maximum(shaken[:, 2:], shaken[:, :2] + 1)
+        found = torch.cat((shaken, noise))
+        # Scores on a coarse grid, so that ties occur.
+        scores = torch.randint(0, 20, (len(found),), generator=generator) / 20
+        candidates.append(Proposals(found, scores))
+        truths.append(truth)
+    return candidates, truths
+
+
+@pytest.mark.parametrize("k", [5, 30, 100])
+def test_equal_to_pycocotools(k: int) -> None:
+    coco, evaluator = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+    candidates, truths = random_images(torch.Generator().manual_seed(k), 40)
+    annotations = [
+        {"image_id": image, "bbox": row.tolist(), "area": float(row[2] * row[3]), "category_id": 1, "iscrowd": 0}
+        for image, truth in enumerate(truths)
+        for row in xyxy_to_xywh(truth)
+    ]
+    results = [
+        {"image_id": image, "bbox": row.tolist(), "score": float(score), "category_id": 1}
+        for image, found in enumerate(candidates)
+        for row, score in zip(xyxy_to_xywh(found.boxes), found.scores, strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth_set = coco.COCO()
+        truth_set.dataset = {
+            "images": [{"id": i} for i in range(len(truths))],
+            "categories": [{"id": 1}],
+            "annotations": [{"id": i + 1, **row} for i, row in enumerate(annotations)],
+        }
+        truth_set.createIndex()
+        judge = evaluator.COCOeval(truth_set, truth_set.loadRes(results), "bbox")
+        judge.params.maxDets = [k]
+        judge.evaluate()
+        judge.accumulate()
+    recall = judge.eval["recall"][:, 0, :, 0]  # (T, ranges)
+
+    areas = [(truth[:, 2:] - truth[:, :2]).prod(1) for truth in truths]
+    report = average_recall(candidates, truths, areas, k=k)
+    got = [report.ar, report.small, report.medium, report.large, report.ar50, report.ar75]
+    expected = [*recall.mean(0), recall[0, 0], recall[5, 0]]
+    assert got == pytest.approx(expected, abs=1e-12)
+    assert recall_at(candidates, truths, k=k) == pytest.approx(recall[0, 0], abs=1e-12)
+    assert recall_at(candidates, truths, k=k, iou=0.75) == pytest.approx(recall[5, 0], abs=1e-12)
