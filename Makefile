@@ -7,12 +7,13 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,\
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow readme lint format clean
 
 help:
 	@echo "make demo       set up .venv, answer 'the red cup' on a picture, write outputs/demo.png"
 	@echo "make test       set up what the tests need, run them offline"
-	@echo "make test-slow  the tests that take minutes, and the README's own commands"
+	@echo "make test-slow  run the tests that take minutes"
+	@echo "make readme     run the README's own commands"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff lay out the code"
 	@echo "make clean      remove .venv, caches and outputs"
@@ -26,6 +27,9 @@ test: .venv/.test
 
 test-slow: .venv/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+readme: .venv/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow tests/test_house.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

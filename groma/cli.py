@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import math
 import os
 import sys
@@ -64,6 +65,8 @@ def user_errors() -> Iterator[None]:
 
 def load(model: str | None, device: str, dtype: str, quiet: bool) -> Groma:
     """The model of the command line; says on standard error what the embedded one is for, unless ``quiet``."""
+    if model is not None and (model.startswith(("/", ".", "~")) or model.count("/") > 1) and not Path(model).is_dir():
+        raise ValueError(f"--model {model}: no such directory")  # before the seconds that the libraries take to load
     _hush_libraries()
     from groma.predictor import Groma
 
@@ -147,8 +150,9 @@ def _tell(line: str) -> None:
 
 
 def _hush_libraries() -> None:
-    """Keep transformers' advice and progress bars off standard error: one line is promised there."""
-    from transformers.utils import logging
+    """Keep the libraries' advice and progress bars off standard error: one line is promised there."""
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -27,6 +27,11 @@ SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("highest", "high", "medium")
 
+POSITIVE = """optim.lr optim.batch_size optim.accumulate optim.epochs log.every save.keep data.max_length data.prefetch
+evaluate.batch_size"""
+NOT_NEGATIVE = """optim.max_steps optim.weight_decay optim.clip optim.warmup_ratio optim.warmup_steps data.workers
+save.every evaluate.every evaluate.limit seed"""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line that names the file and the key."""
@@ -177,16 +182,16 @@ def load_config(path_or_name: str | Path, overrides: Sequence[str] = ()) -> RunC
     path = _find(str(path_or_name))
     config = OmegaConf.structured(RunConfig)
     for layer in _chain(path):
-        config = _merge(config, layer, _read(layer))
+        config = _merge(config, layer)
     for override in overrides:
         _override(config, override)
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"{path.name}: {', '.join(missing)} must be given")
     try:
-        missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
-        if missing:
-            raise ConfigError(f"{path.name}: {', '.join(missing)} must be given")
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path.name}: {error.full_key}: {_first_line(error)}") from error
+        raise ConfigError(_told(error, path.name)) from error
     assert isinstance(run, RunConfig)
     _check(run, path.name)
     return run
@@ -247,21 +252,19 @@ def _chain(path: Path) -> list[Path]:
     return chain
 
 
-def _merge(config: Any, layer: Path, content: dict[str, Any]) -> Any:
+def _merge(config: Any, layer: Path) -> Any:
     """``config`` with one file's keys on top."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    keys = {key: value for key, value in content.items() if key != "base"}
-    for key in _unknown(keys, RunConfig):
-        raise ConfigError(f"{key} in {layer.name}: no such key; nearest: {_nearest(key)}")
+    keys = {key: value for key, value in _read(layer).items() if key != "base"}
     try:
         merged = OmegaConf.merge(config, OmegaConf.create(keys))
         for key in _required(keys):  # merging leaves a default where a file says ???, "must be given"
             OmegaConf.update(merged, key, "???")
         return merged
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key} in {layer.name}: {_first_line(error)}") from error
+        raise ConfigError(_told(error, layer.name)) from error
 
 
 def _required(content: dict[str, Any], prefix: str = "") -> Iterable[str]:
@@ -275,110 +278,61 @@ def _required(content: dict[str, Any], prefix: str = "") -> Iterable[str]:
 
 def _override(config: Any, override: str) -> None:
     """Set one ``key=value`` in place; the value is read as YAML."""
-    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     key, equals, text = override.partition("=")
-    key = key.strip().replace("[", ".").replace("]", "")
+    key = key.strip()
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected key=value, for example optim.lr=1e-4")
+    parent, _, last = key.rpartition(".")
     try:
         # OmegaConf's own loader reads 1e-4 as a number, which YAML 1.1 does not.
         read = OmegaConf.to_container(OmegaConf.create(f"value: {text or 'null'}"), resolve=False)
         value = read["value"] if isinstance(read, dict) else None
-        _set_nested(config, key, value)
-    except yaml.YAMLError as error:
+        if parent and OmegaConf.select(config, parent) is None:
+            OmegaConf.update(config, parent, {last: value}, merge=True)  # an optional section, still absent
+        else:
+            OmegaConf.update(config, key, value, merge=True)
+    except YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {_first_line(error)}") from error
     except OmegaConfBaseException as error:
-        if _unknown_path(key):
-            raise ConfigError(f"{key} in override {override!r}: no such key; nearest: {_nearest(key)}") from error
-        raise ConfigError(f"{key} in override {override!r}: {_first_line(error)}") from error
+        raise ConfigError(_told(error, f"override {override!r}")) from error
 
 
-def _set_nested(config: Any, key: str, value: Any) -> None:
-    from omegaconf import OmegaConf
+def _told(error: Any, where: str) -> str:
+    """One line about an error of OmegaConf: the key, where it stands, and what is wrong or nearest."""
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError
 
-    bad = list(_unknown({key: value}, RunConfig)) if "." not in key else []
-    if bad or _unknown_path(key):
-        name = bad[0] if bad else key
-        raise ConfigError(f"{name} in override {key}={value!r}: no such key; nearest: {_nearest(name)}")
-    parent, _, last = key.rpartition(".")
-    if parent and OmegaConf.select(config, parent) is None and not _unknown_path(parent):
-        OmegaConf.update(config, parent, {last: value}, merge=True)  # an optional section that is still absent
-    else:
-        OmegaConf.update(config, key, value, merge=True)
+    unknown = isinstance(error, (ConfigAttributeError, ConfigKeyError)) and is_dataclass(error.object_type)
+    if unknown and not isinstance(error, InterpolationKeyError):
+        return f"{error.full_key} in {where}: no such key; nearest: {_nearest(str(error.key), error.object_type)}"
+    return f"{error.full_key} in {where}: {_first_line(error)}"
 
 
-def _schema(kind: Any) -> tuple[Any, Any]:
-    """(dataclass, element) that a type hint leads to: a section, or the element type of a list or dictionary."""
-    for candidate in (kind, *get_args(kind)):
-        if is_dataclass(candidate):
-            return (candidate, None) if candidate is kind or type(None) in get_args(kind) else (None, candidate)
-    return None, None
+def _nearest(key: str, section: Any) -> str:
+    """The existing key most like the unknown ``key`` of a section: in that section first, then anywhere."""
+    keys = dict(_keys())
+    siblings = {name.rpartition(".")[2]: name for name, home in keys.items() if home is section}
+    # "lr_rate" is meant to be "lr", though "warmup_ratio" shares more letters.
+    starts = [name for name in siblings if key.startswith(name) or name.startswith(key)]
+    everywhere = {name.rpartition(".")[2]: name for name in reversed(keys)}
+    near = difflib.get_close_matches
+    close = [*starts[:1], *near(key, siblings, n=1, cutoff=0.5)] or near(key, everywhere, n=1, cutoff=0.75)
+    close = close or near(key, siblings, n=1, cutoff=0.0)
+    return siblings.get(close[0]) or everywhere[close[0]]
 
 
-def _unknown(content: Any, schema: Any, prefix: str = "") -> Iterable[str]:
-    """Dotted keys of ``content`` that ``schema`` does not have."""
-    hints = get_type_hints(schema)
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if key not in hints:
-            yield name
-            continue
-        section, element = _schema(hints[key])
-        if section is not None and isinstance(value, dict):
-            yield from _unknown(value, section, f"{name}.")
-        elif element is not None and isinstance(value, list):
-            for index, item in enumerate(value):
-                if isinstance(item, dict):
-                    yield from _unknown(item, element, f"{name}.{index}.")
-
-
-def _unknown_path(key: str) -> bool:
-    """Whether a dotted key leads nowhere in the schema."""
-    schema: Any = RunConfig
-    parts = key.split(".")
-    while parts:
-        part = parts.pop(0)
-        hints = get_type_hints(schema)
-        if part not in hints:
-            return True
-        section, element = _schema(hints[part])
-        if element is not None and parts:
-            parts.pop(0)  # the index into a list
-        if section is None and element is None:
-            return False  # a plain value, or a free dictionary whose keys are checked later
-        schema = section or element
-    return False
-
-
-def _all_keys(schema: Any = RunConfig, prefix: str = "") -> list[str]:
-    names: list[str] = []
-    hints = get_type_hints(schema)
-    for item in fields(schema):
-        names.append(prefix + item.name)
-        section, element = _schema(hints[item.name])
-        if section or element:
-            names += _all_keys(section or element, f"{prefix}{item.name}.")
-    return names
-
-
-def _nearest(key: str) -> str:
-    """The existing key most like an unknown one: among its siblings first, then anywhere."""
-    bare = ".".join(part for part in key.split(".") if not part.isdigit())
-    parent, _, last = bare.rpartition(".")
-    every = _all_keys()
-    siblings = {name.rpartition(".")[2]: name for name in every if name.rpartition(".")[0] == parent}
-    starts = [name for name in siblings if last.startswith(name) or name.startswith(last)]
-    if starts:  # "lr_rate" is meant to be "lr", though "warmup_ratio" shares more letters
-        return siblings[max(starts, key=len)]
-    if close := difflib.get_close_matches(last, siblings, n=1, cutoff=0.5):
-        return siblings[close[0]]
-    leaves = {name.rpartition(".")[2]: name for name in reversed(every)}
-    if close := difflib.get_close_matches(last, leaves, n=1, cutoff=0.75):
-        return leaves[close[0]]
-    return difflib.get_close_matches(bare, every, n=1, cutoff=0.0)[0]
+def _keys(section: Any = None, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted key, the dataclass it belongs to) of every key there is."""
+    section = section or RunConfig
+    hints = get_type_hints(section)
+    for item in fields(section):
+        yield prefix + item.name, section
+        for inner in (hints[item.name], *get_args(hints[item.name])):
+            if is_dataclass(inner):
+                yield from _keys(inner, f"{prefix}{item.name}.")
 
 
 def _first_line(error: Exception) -> str:
@@ -407,32 +361,15 @@ def _check(run: RunConfig, where: str) -> None:
         raise ConfigError(f"{where}: data.sources is empty; name at least one data set")
     for index, source in enumerate(run.data.sources):
         _one_of(source.format, FORMATS, f"data.sources.{index}.format", where)
-        if source.ratio <= 0:
+        if not source.ratio > 0:
             raise ConfigError(f"{where}: data.sources.{index}.ratio is {source.ratio}; expected a share above 0")
     if run.data.words is not None and not isinstance(run.data.words, (str, list)):
         raise ConfigError(f"{where}: data.words is a {type(run.data.words).__name__}; expected a list or a file name")
     if len(run.optim.betas) != 2:
         raise ConfigError(f"{where}: optim.betas has {len(run.optim.betas)} numbers; expected 2")
-    _check_numbers(run, where)
-
-
-def _check_numbers(run: RunConfig, where: str) -> None:
-    optim = run.optim
-    above = {
-        "optim.lr": optim.lr, "optim.batch_size": optim.batch_size, "optim.accumulate": optim.accumulate,
-        "optim.epochs": optim.epochs, "log.every": run.log.every, "save.keep": run.save.keep,
-        "data.max_length": run.data.max_length, "data.prefetch": run.data.prefetch,
-        "evaluate.batch_size": run.evaluate.batch_size,
-    }  # fmt: skip
-    for key, value in above.items():
-        if not value > 0:
-            raise ConfigError(f"{where}: {key} is {value}; expected a number above 0")
-    least = {
-        "optim.max_steps": optim.max_steps, "optim.weight_decay": optim.weight_decay, "optim.clip": optim.clip,
-        "optim.warmup_ratio": optim.warmup_ratio, "optim.warmup_steps": optim.warmup_steps,
-        "data.workers": run.data.workers, "save.every": run.save.every, "evaluate.every": run.evaluate.every,
-        "evaluate.limit": run.evaluate.limit, "seed": run.seed,
-    }  # fmt: skip
-    for key, value in least.items():
-        if not value >= 0:
-            raise ConfigError(f"{where}: {key} is {value}; expected 0 or more")
+    for keys, least, wanted in ((POSITIVE, False, "a number above 0"), (NOT_NEGATIVE, True, "0 or more")):
+        for key in keys.split():
+            section, _, name = key.rpartition(".")
+            value = getattr(getattr(run, section) if section else run, name)
+            if not (value > 0 or (least and value == 0)):
+                raise ConfigError(f"{where}: {key} is {value}; expected {wanted}")

@@ -125,14 +125,15 @@ class GromaProcessor(ProcessorMixin):
             np.asarray(i.convert("RGB").resize((width, height), Image.Resampling.BILINEAR), dtype=np.uint8)
             for i in images
         ]
-        stack = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).float()  # (B, 3, S, S)
+        # Channels move while they are still bytes: a quarter of the memory traffic.
+        stack = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous().float()  # (B, 3, S, S)
         if self._statistics is None:
             mean, std = torch.tensor(self.image_processor.image_mean), torch.tensor(self.image_processor.image_std)
             self._statistics = ((1 / (255 * std)).view(1, 3, 1, 1), (-mean / std).view(1, 3, 1, 1))
         scale, shift = self._statistics
-        return stack.mul_(scale).add_(shift).contiguous()
+        return stack.mul_(scale).add_(shift)
 
-    def __call__(  # type: ignore[override]  # only what this model takes; anything else is a mistake worth a TypeError
+    def __call__(  # only what this model takes: anything else is a mistake, worth a TypeError
         self,
         images: Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | None = None,
         text: str | Sequence[str] | None = None,
@@ -154,8 +155,10 @@ class GromaProcessor(ProcessorMixin):
             raise ValueError("got neither images nor text, expected at least one of them")
         data: dict[str, Tensor] = {}
         if images is not None:
-            flat = [images] if isinstance(images, Image.Image) else list(images)
-            data["pixel_values"] = self.pixels([j for i in flat for j in ([i] if isinstance(i, Image.Image) else i)])
+            rows_of = [images] if isinstance(images, Image.Image) else images
+            data["pixel_values"] = self.pixels(
+                [image for row in rows_of for image in ([row] if isinstance(row, Image.Image) else row)]
+            )
         if text is not None:
             rows = [self.encode(t) for t in ([text] if isinstance(text, str) else text)]
             if add_special_tokens:
@@ -169,7 +172,7 @@ class GromaProcessor(ProcessorMixin):
         lengths = torch.tensor([len(row) for row in rows])
         return ids, (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
 
-    def batch_decode(self, sequences: Sequence[Sequence[int]] | Tensor) -> list[str]:  # type: ignore[override]
+    def batch_decode(self, sequences: Sequence[Sequence[int]] | Tensor) -> list[str]:
         """``decode`` of every row."""
         return [self.decode(row) for row in sequences]
 

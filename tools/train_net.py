@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a Groma as a configuration says: one of the three stages, on one process or under torchrun.
+"""Train a Groma as a configuration says: one of the three stages, in one process or under torchrun.
 
 examples:
   tools/train_net.py --config stage2.yaml data_root=/data output=out/stage2
@@ -13,18 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from typing import NoReturn
 
-
-class Parser(argparse.ArgumentParser):
-    """Tells a wrong call in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"train_net.py: {message} (see --help)\n")
+from groma import cli
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="train_net.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line; leaves with status 2 and one line if it is wrong."""
+    parser = cli.Parser(__doc__)
     parser.add_argument("--config", required=True, metavar="YAML", help="a path, or a name in groma/configs/")
     parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in output")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
@@ -33,26 +28,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Train, print the folder of the final model; returns the exit status."""
     args = parse(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
-    from groma.config import load_config
+    with cli.user_errors():
+        from groma.config import load_config
 
-    try:
         run = load_config(args.config, args.overrides)
-        import torch
-
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device cuda: torch sees no CUDA device here; use --device cpu")
         from groma.training.run import train
 
         print(train(run, resume=args.resume, device=args.device))
-    except ValueError as error:  # ConfigError, TrainingError, and the readers' errors: what a user can put right
-        print(f"train_net.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train_net.py: interrupted; go on with --resume", file=sys.stderr)
-        return 130
     return 0
 
 

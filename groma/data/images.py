@@ -124,7 +124,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> np.ndarray:
-    """Grey values wider than 8 bits → uint8 (H, W): 16-bit range by 1/257, anything else stretched from its extremes."""
+    """Grey values wider than 8 bits → uint8 (H, W): 16-bit range by 1/257, others stretched."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     low, high = float(values.min()), float(values.max())
     if image.mode != "F" and low >= 0 and high <= 65535:

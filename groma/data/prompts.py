@@ -177,7 +177,11 @@ def build_prompt(
 
     ``open_answer``: the last turn is a question, left open for the model. Raises ValueError for turns out of order.
     """
-    start, rest = opening_prompt(processor), question_prompt(processor, turns, stage, open_answer)
+    return join(opening_prompt(processor), question_prompt(processor, turns, stage, open_answer))
+
+
+def join(start: Prompt, rest: Prompt) -> Prompt:
+    """``opening_prompt`` and what follows it, as one prompt."""
     return Prompt(
         torch.cat((start.ids, rest.ids)), torch.cat((start.labels, rest.labels)), rest.refer_boxes, rest.ground_boxes
     )

@@ -107,6 +107,10 @@ class GromaConfig(PreTrainedConfig):
                 f"image_size {self.image_size} must be an even number of patches of {self.patch_size} pixels"
             )
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The language model's configuration, which sizes the KV cache."""
+        return self.llm  # type: ignore[return-value]
+
     @property
     def patch_size(self) -> int:
         """Side of an encoder patch in pixels."""

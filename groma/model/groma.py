@@ -124,12 +124,14 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 targets: tuple[Tensor, ...] = (), target_words: tuple[tuple[tuple[int, ...], ...], ...] = (),
                 source: str = "coco", seed: int | None = None, inputs_embeds: Tensor | None = None,
                 past_key_values: Any = None, use_cache: bool | None = None, position_ids: Tensor | None = None,
-                logits_to_keep: int = 0, cache_position: Tensor | None = None) -> GromaOutput:  # fmt: skip
+                logits_to_keep: int = 0, cache_position: Tensor | None = None, return_dict: bool | None = None
+                ) -> GromaOutput:  # fmt: skip
         """Losses of a batch, or logits.
 
         With ``targets``: detection losses of head ``source`` (and "words" with target_words). With ``labels``: the
         "text" loss of prompts (B, T) over pixels. ``seed`` draws the order of regions and the box jitter in training.
-        Without pixels: the language model alone, on ids or embeddings (transformers' decoding loop).
+        Without pixels: the language model alone, on ids or embeddings (transformers' decoding loop, which also passes
+        ``cache_position`` and ``return_dict``; the former is derived from the cache, and a GromaOutput it always is).
         """
         if pixel_values is None:
             embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds

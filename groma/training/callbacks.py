@@ -66,7 +66,7 @@ class TensorBoard(TrainerCallback):
             from torch.utils.tensorboard import SummaryWriter
 
             purge = state.global_step + 1 if state.global_step else None
-            self.writer = SummaryWriter(str(self.folder), purge_step=purge)  # type: ignore[no-untyped-call]
+            self.writer = SummaryWriter(str(self.folder), purge_step=purge)
 
     def on_log(
         self,
@@ -83,7 +83,9 @@ class TensorBoard(TrainerCallback):
                 self.writer.add_scalar(f"{_event(logs)}/{name}", value, state.global_step)
         self.writer.flush()
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.writer is not None:
             self.writer.close()
 
@@ -121,7 +123,9 @@ class ProgressBar(TrainerCallback):
         self.notes |= {k: f"{v:.4g}" for k, v in logs.items() if k in shown}
         self.bar.set_postfix(self.notes)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.bar is not None:
             self.bar.close()
 

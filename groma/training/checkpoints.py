@@ -25,7 +25,9 @@ def checkpoints(output: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     if not output.is_dir():
         return []
-    found = [(int(m.group(1)), p) for p in output.iterdir() if (m := _NAME.fullmatch(p.name)) and (p / MARKER).is_file()]
+    found = [
+        (int(m.group(1)), p) for p in output.iterdir() if (m := _NAME.fullmatch(p.name)) and (p / MARKER).is_file()
+    ]
     return [path for _, path in sorted(found)]
 
 

@@ -29,7 +29,8 @@ def freeze_all_but(model: nn.Module, parts: Collection[str]) -> list[nn.Module]:
         if part not in children:
             raise TrainingError(f"model.train names the part {part!r}; this model has {', '.join(children)}")
     for name, child in children.items():
-        child.requires_grad_(name in parts)
+        if name not in parts:  # and in the others, what the model froze itself stays frozen
+            child.requires_grad_(False)
     for parameter in model.parameters(recurse=False):
         parameter.requires_grad_(False)
     return [child for name, child in children.items() if name not in parts]

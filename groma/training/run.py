@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from groma.config import RunConfig, save_config
+from groma.config import RunConfig, read_words, save_config
 from groma.training import checkpoints
 from groma.training.parts import TrainingError
 
@@ -45,7 +45,8 @@ def train(run: RunConfig, resume: bool = False, device: str = "auto") -> Path:
 
 def build(run: RunConfig, device: str = "auto") -> tuple[GromaTrainer, GromaProcessor]:
     """The trainer of a run, its data read and its model made, and the processor that belongs to the model."""
-    from groma.data import loader
+    from groma.data.loader import collate
+    from groma.training.data import examples, model_inputs
     from groma.training.trainer import GromaTrainer
     from groma.training.validation import Validation
 
@@ -53,15 +54,18 @@ def build(run: RunConfig, device: str = "auto") -> tuple[GromaTrainer, GromaProc
     model, processor = load_model(run)
     if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    mixture: Any = loader.mixture(run, processor)
+    words = len(read_words(run.data.words))
+    if "words_head" in run.model.train and words != model.config.words:
+        raise TrainingError(f"data.words has {words} words, but the model's head predicts {model.config.words}")
+    mixture, dataset = examples(run, processor)
     scored = run.evaluate.every > 0 and (run.evaluate.proposals or run.evaluate.rec)
     trainer = GromaTrainer(
         model,
         run,
-        dataset=mixture.dataset,
-        samples=mixture.sampler,
-        collate=mixture.collate,
-        inputs=loader.batch_inputs,
+        dataset=dataset,
+        samples=mixture,
+        collate=collate,
+        inputs=model_inputs,
         evaluate_with=Validation(run, processor) if scored else None,
         device=device,
     )
@@ -69,7 +73,7 @@ def build(run: RunConfig, device: str = "auto") -> tuple[GromaTrainer, GromaProc
 
 
 def load_model(run: RunConfig) -> tuple[GromaForConditionalGeneration, GromaProcessor]:
-    """The model a run starts from: saved (``model.init``) or random by ``seed`` (``model.config``), and its processor."""
+    """The model a run starts from, saved (``model.init``) or random by ``seed`` (``model.config``), and its processor."""
     from groma.model.configuration import GromaConfig
     from groma.model.groma import GromaForConditionalGeneration
     from groma.processor import GromaProcessor
@@ -85,4 +89,3 @@ def load_model(run: RunConfig) -> tuple[GromaForConditionalGeneration, GromaProc
     else:
         model = GromaForConditionalGeneration(GromaConfig.from_pretrained(str(folder)))
     return model, processor
-

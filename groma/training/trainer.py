@@ -68,6 +68,9 @@ class GromaTrainer(Trainer):
     Batch into the model's keyword arguments; ``evaluate_with`` scores the model and returns named numbers.
     """
 
+    optimizer: Any
+    control: Any
+
     def __init__(
         self,
         model: nn.Module,
@@ -85,6 +88,7 @@ class GromaTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._images = 0
+        self._micro = (-1, 0)
         self._clock = time.perf_counter()
         super().__init__(
             model=model,
@@ -112,7 +116,7 @@ class GromaTrainer(Trainer):
         """Not through accelerate: the batch sampler knows its processes, and the Trainer moves the batch itself."""
         workers = self.run.data.workers
         return EpochLoader(
-            self.train_dataset,  # type: ignore[arg-type]
+            self.train_dataset,
             batch_sampler=RankShare(self.samples, self.args.process_index, self.args.world_size),
             collate_fn=self.data_collator,
             num_workers=workers,
@@ -150,7 +154,7 @@ class GromaTrainer(Trainer):
                 part.eval()
         batch: Batch = inputs["batch"]
         with self._autocast():
-            outputs = model(**self.inputs_of(batch))
+            outputs = model(**self.inputs_of(batch), seed=self._seed())
         losses: dict[str, Tensor] = outputs.losses
         weights = self.run.optim.loss_weights
         unknown = set(weights) - set(losses) - set(self._sums)
@@ -163,6 +167,13 @@ class GromaTrainer(Trainer):
             raise TrainingError(f"step {self.state.global_step + 1}: the loss is not finite ({values}) on {records}")
         self._note({"loss": loss, **losses}, len(batch.pixels))
         return (loss, outputs) if return_outputs else loss
+
+    def _seed(self) -> int:
+        """The seed of this batch's region order and box jitter: a function of run, step, process and micro-batch."""
+        step = self.state.global_step
+        self._micro = (step, self._micro[1] + 1 if self._micro[0] == step else 0)
+        place = (step * self.args.gradient_accumulation_steps + self._micro[1]) * self.args.world_size
+        return (self.run.seed * 1_000_003 + place + self.args.process_index) % 2**63
 
     def _autocast(self) -> Any:
         if self.run.optim.dtype == "bfloat16" and not self.is_deepspeed_enabled:
@@ -186,7 +197,7 @@ class GromaTrainer(Trainer):
             groups = parameter_groups(self.model, optim.lr, optim.weight_decay, self.run.model.lr_scale)
             betas = (optim.betas[0], optim.betas[1])
             self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=betas, fused=True)
-        return self.optimizer
+        return self.optimizer  # type: ignore[no-any-return]
 
     # ---- logs and scores
 
@@ -294,7 +305,10 @@ class _Collate:
         for example in examples:
             if isinstance(example, ValueError):
                 return {"error": str(example)}
-        return {"batch": self.collate(examples)}
+        try:
+            return {"batch": self.collate(examples)}
+        except ValueError as error:
+            return {"error": str(error)}
 
 
 def _arguments(run: RunConfig, device: str) -> TrainingArguments:

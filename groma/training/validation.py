@@ -60,10 +60,12 @@ class Validation:
         """(image path, ground truth (M, 4)) of the first ``limit`` images that have boxes."""
         if self.settings.proposals is None:
             return []
-        from groma.data.detection import read_detection
+        from groma.data.detection import Detection
 
         ann, images = Path(self.settings.proposals.ann), Path(self.settings.proposals.images)
-        truth = [(sample.image, sample.boxes) for sample in read_detection(ann, images) if len(sample.boxes)]
+        samples = Detection(ann, images)
+        truth = [(sample.image, sample.boxes) for sample in map(samples.__getitem__, range(len(samples)))]
+        truth = [(image, boxes) for image, boxes in truth if len(boxes)]
         if not truth:
             raise TrainingError(f"evaluate.proposals.ann: {ann} has no boxes")
         return truth[: self.settings.limit] if self.settings.limit else truth

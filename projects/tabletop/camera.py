@@ -33,9 +33,7 @@ class Camera:
         right = right / np.linalg.norm(right)
         up = np.cross(right, forward)
         turn = np.radians(self.roll)
-        return np.stack(
-            [np.cos(turn) * right + np.sin(turn) * up, np.cos(turn) * up - np.sin(turn) * right, forward]
-        )
+        return np.stack([np.cos(turn) * right + np.sin(turn) * up, np.cos(turn) * up - np.sin(turn) * right, forward])
 
     def project(self, points: Array) -> Array:
         """Pixels (P,2) of world points (P,3); a pixel's centre lies at its index + 0.5."""

@@ -57,9 +57,7 @@ def _lathe(profile: list[tuple[float, float]], share: float = 1.0, fixed: tuple 
     rz = np.array(profile, dtype=float)
     angle = np.linspace(0, 2 * np.pi, _STEPS + 1)
     radius = np.maximum(rz[:, :1], 1e-4)  # a pole keeps a sliver so that its normal exists
-    grid = np.stack(
-        [radius * np.cos(angle), radius * np.sin(angle), np.repeat(rz[:, 1:], len(angle), axis=1)], axis=-1
-    )
+    grid = np.stack([radius * np.cos(angle), radius * np.sin(angle), np.repeat(rz[:, 1:], len(angle), axis=1)], axis=-1)
     return _Patch(grid, share, fixed, closed_v=True)
 
 

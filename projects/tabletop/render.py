@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops
+from PIL import Image
 from vtkmodules.vtkCommonDataModel import vtkPolyData
 from vtkmodules.vtkRenderingCore import vtkActor, vtkLight, vtkPolyDataMapper, vtkRenderer
 
-from projects.tabletop.gl import Quad, draw, make_renderer, make_window, matrix, painted, polydata, read_pixels
+from projects.tabletop.gl import Quad, draw, make_renderer, make_window, painted, polydata, read_pixels
 from projects.tabletop.meshes import kind_mesh
 from projects.tabletop.shadows import TABLE_SPAN, WALL_SPAN, ShadowCaster
 from projects.tabletop.surfaces import paint
@@ -101,10 +101,8 @@ class Renderer:
         room = Image.fromarray(read_pixels(self._window, self.width, self.height, alpha=False))
         draw(self._window, [self._colour])
         large = read_pixels(self._window, _SCALE * self.width, _SCALE * self.height, alpha=True)
-        objects = Image.fromarray(large).reduce(_SCALE)  # premultiplied: the background is black, alpha 0
-        bands = objects.split()
-        behind = Image.composite(Image.new("RGB", room.size), room, bands[3])
-        picture = ImageChops.add(behind, Image.merge("RGB", bands[:3]))
+        bands = Image.fromarray(large).reduce(_SCALE).split()  # Pillow weighs colours by alpha here
+        picture = Image.composite(Image.merge("RGB", bands[:3]), room, bands[3])
         return np.ascontiguousarray(np.asarray(picture)[::-1])
 
     def _set_objects(self, scene: Scene) -> None:
@@ -187,14 +185,14 @@ class Renderer:
         rows = np.linspace(y0, y1, len(table))[:, None]
         table = 1 - (1 - table) * (1 - 0.45 * np.exp(-np.maximum(y - rows, 0) / 0.35))  # the wall takes light too
         self._table_shade.paint(_veil(table))
-        corners = np.array([[-14, -9, 0.004], [14, -9, 0.004], [14, y, 0.004], [-14, y, 0.004]])
+        front = y - 0.006  # the veils float just before the surfaces and meet without crossing
+        corners = np.array([[-14, -9, 0.004], [14, -9, 0.004], [14, front, 0.004], [-14, front, 0.004]])
         self._table_shade.place(corners, (corners[:, :2] - (x0, y0)) / (x1 - x0, y1 - y0))
         _, _, z0, z1 = WALL_SPAN
         rows = np.linspace(z0, z1, len(wall))[:, None]
         wall = 1 - (1 - wall) * (1 - 0.40 * np.exp(-rows / 0.45))
         self._wall_shade.paint(_veil(wall))
-        front = y - 0.006
-        corners = np.array([[-14, front, 0], [14, front, 0], [14, front, 12], [-14, front, 12]])
+        corners = np.array([[-14, front, 0.004], [14, front, 0.004], [14, front, 12], [-14, front, 12]])
         self._wall_shade.place(corners, (corners[:, [0, 2]] - (x0, z0)) / (x1 - x0, z1 - z0))
 
     def _set_lights(self, light: Light) -> None:

@@ -50,10 +50,11 @@ class ShadowCaster:
         self._mapper.SetInputData(_together(objects))
         lamp = _cone(np.array(light.direction), light.softness, _LAMP)
         rays = [*lamp, *_dome(_ROOM)]
-        for renderer, ray in zip(self._renderers, rays):
+        for renderer, ray in zip(self._renderers[: len(rays)], rays, strict=True):
             _aim_at_table(renderer, ray)
         facing_wall = light.direction[1] < -0.12
-        for renderer, ray in zip(self._renderers[len(rays) :], _cone(np.array(light.direction), light.softness, _WALL)):
+        low_lamp = _cone(np.array(light.direction), light.softness, _WALL)
+        for renderer, ray in zip(self._renderers[len(rays) :], low_lamp, strict=True):
             _aim_at_wall(renderer, ray if facing_wall else np.array([0.0, -1.0, 1.0]), wall_y)
         draw(self._window, self._renderers)
         tiles = self._read()

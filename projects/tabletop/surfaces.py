@@ -164,7 +164,7 @@ def _dots(rng: Generator) -> Grey:
 def _panels(rng: Generator) -> Grey:
     x, _ = _grid()
     n = int(rng.choice([4, 6]))
-    groove = np.exp(-(np.abs((x * n) % 1.0 - 0.5) - 0.5) ** 2 * 3000)
+    groove = np.exp(-((np.abs((x * n) % 1.0 - 0.5) - 0.5) ** 2) * 3000)
     return 0.60 - 0.5 * groove + 0.2 * (_noise(rng, 4, 128) - 0.5)
 
 

@@ -134,8 +134,8 @@ def _sample_light(rng: Generator) -> Light:
 def _sample_object(rng: Generator, allowed: list[tuple[str, str]], placed: list[Placed]) -> Placed:
     """A new object at the origin; kinds and colours repeat often, or there would be little to tell apart."""
     choices = allowed
-    if placed and rng.random() < 0.30:
-        like = placed[int(rng.integers(len(placed)))].kind
+    like = placed[int(rng.integers(len(placed)))].kind if placed else ""
+    if placed and rng.random() < 0.30 and sum(one.kind == like for one in placed) < 3:
         choices = [pair for pair in allowed if pair[1] == like]
     elif placed and rng.random() < 0.22:
         like = placed[int(rng.integers(len(placed)))].colour
@@ -152,11 +152,7 @@ def _sample_object(rng: Generator, allowed: list[tuple[str, str]], placed: list[
         yaw = rng.choice([rng.uniform(-75, 25), rng.uniform(155, 255)])
     scale = SIZES[size] * rng.uniform(0.97, 1.03) * rng.uniform(0.94, 1.06, size=3)
     shade = np.clip(np.array(COLOURS[colour]) * rng.uniform(0.92, 1.06) + rng.normal(0, 0.012, size=3), 0.02, 1)
-    return Placed(
-        kind, colour, size, finish, 0.0, 0.0, float(yaw), tuple(map(float, scale)), tuple(map(float, shade))
-    )
-
-
+    return Placed(kind, colour, size, finish, 0.0, 0.0, float(yaw), tuple(map(float, scale)), tuple(map(float, shade)))
 
 
 def _find_spot(rng: Generator, camera: Camera, one: Placed, placed: list[Placed]) -> Placed | None:

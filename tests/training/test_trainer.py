@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from groma.config import DataConfig, EvaluateConfig, LogConfig, ModelConfig, OptimConfig, RunConfig, SaveConfig
 from groma.structures import Batch
 from groma.training import checkpoints
 from groma.training.callbacks import read_metrics
 from groma.training.parts import TrainingError, freeze_all_but, parameter_groups
 from groma.training.trainer import GromaTrainer, RankShare
-from torch import Tensor, nn
 
 
 @dataclass
@@ -46,13 +47,14 @@ class Tiny(nn.Module):
         self.proposer = Proposer()
         self.llm = nn.Linear(6, 1)
 
-    def forward(self, pixels: Tensor, source: str) -> Output:
+    def forward(self, pixels: Tensor, source: str, seed: int) -> Output:
         hidden = self.proposer(self.encoder(pixels.flatten(1)))
+        hidden = hidden + torch.rand(6, generator=torch.Generator().manual_seed(seed))
         error = self.llm(hidden).squeeze(-1) - pixels.mean((1, 2, 3))
         return Output({"l1": error.abs().mean(), f"square_{source}": error.square().mean()})
 
 
-class Pictures(torch.utils.data.Dataset[Tensor]):
+class Pictures(torch.utils.data.Dataset[tuple[int, Tensor]]):
     """Picture ``key`` is drawn from a generator seeded with its key (epoch, index)."""
 
     def __init__(self, bad: int = -1, nan: int = -1) -> None:
@@ -149,9 +151,9 @@ def test_only_named_parts_learn_and_frozen_ones_stay_in_eval_mode(tmp_path: Path
     seen = []
 
     class Watched(Tiny):
-        def forward(self, pixels: Tensor, source: str) -> Output:
+        def forward(self, pixels: Tensor, source: str, seed: int) -> Output:
             seen.append((self.encoder.training, self.proposer.training, self.proposer.dropout.training))
-            return super().forward(pixels, source)
+            return super().forward(pixels, source, seed)
 
     run = config(tmp_path)
     before = Watched().state_dict()
