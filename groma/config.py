@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -23,14 +24,16 @@ SHIPPED = Path(__file__).parent / "configs"
 STAGES = ("detection", "alignment", "instruct")
 PARTS = ("encoder", "proposer", "regions", "bridge", "vocabulary", "llm", "words_head")
 FORMATS = ("detection", "regions", "rec", "grounded_captions", "region_captions", "detection_words", "llava")
-SCHEDULES = ("cosine", "linear", "constant")
-DTYPES = ("float32", "bfloat16")
-PRECISIONS = ("highest", "high", "medium")
+CHOICES = {
+    "stage": STAGES,
+    "data.prompt_stage": ("", "align", "instruct"),
+    "optim.schedule": ("cosine", "linear", "constant"),
+    "optim.dtype": ("float32", "bfloat16"),
+    "optim.matmul_precision": ("highest", "high", "medium"),
+}
 
-POSITIVE = """optim.lr optim.batch_size optim.accumulate optim.epochs log.every save.keep data.max_length data.prefetch
-evaluate.batch_size"""
-NOT_NEGATIVE = """optim.max_steps optim.weight_decay optim.clip optim.warmup_ratio optim.warmup_steps data.workers
-save.every evaluate.every evaluate.limit seed"""
+POSITIVE = "optim.lr optim.batch_size optim.accumulate optim.epochs log.every save.keep data.prefetch"
+NOT_NEGATIVE = "optim.max_steps optim.weight_decay optim.clip optim.warmup_ratio optim.warmup_steps seed save.every"
 
 
 class ConfigError(ValueError):
@@ -185,26 +188,15 @@ def load_config(path_or_name: str | Path, overrides: Sequence[str] = ()) -> RunC
         config = _merge(config, layer)
     for override in overrides:
         _override(config, override)
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
-    if missing:
-        raise ConfigError(f"{path.name}: {', '.join(missing)} must be given")
     try:
-        run = OmegaConf.to_object(config)
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+        run = None if missing else OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(_told(error, path.name)) from error
-    assert isinstance(run, RunConfig)
+    if not isinstance(run, RunConfig):
+        raise ConfigError(f"{path.name}: {', '.join(missing)} must be given")
     _check(run, path.name)
     return run
-
-
-def read_words(words: Any) -> list[str]:
-    """The region-words vocabulary of ``data.words``: the list itself, or the lines of the text file it names."""
-    if not isinstance(words, str):
-        return [str(word) for word in words or ()]
-    path = Path(words)
-    if not path.is_file():
-        raise ConfigError(f"data.words: no file {words}")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def save_config(run: RunConfig, path: Path) -> None:
@@ -219,7 +211,7 @@ def _find(name: str) -> Path:
     for candidate in (Path(name), SHIPPED / name):
         if candidate.is_file():
             return candidate
-    shipped = sorted(p.name for p in SHIPPED.glob("*.yaml")) if SHIPPED.is_dir() else []
+    shipped = sorted(p.name for p in SHIPPED.glob("*.yaml"))
     raise ConfigError(f"no configuration {name!r}; shipped ones: {', '.join(shipped) or 'none'}")
 
 
@@ -287,8 +279,7 @@ def _override(config: Any, override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected key=value, for example optim.lr=1e-4")
     parent, _, last = key.rpartition(".")
-    try:
-        # OmegaConf's own loader reads 1e-4 as a number, which YAML 1.1 does not.
+    try:  # OmegaConf's own loader reads 1e-4 as a number, which YAML 1.1 does not.
         read = OmegaConf.to_container(OmegaConf.create(f"value: {text or 'null'}"), resolve=False)
         value = read["value"] if isinstance(read, dict) else None
         if parent and OmegaConf.select(config, parent) is None:
@@ -296,7 +287,7 @@ def _override(config: Any, override: str) -> None:
         else:
             OmegaConf.update(config, key, value, merge=True)
     except YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {_first_line(error)}") from error
+        raise ConfigError(f"override {override!r}: the value is not YAML: {str(error).splitlines()[0]}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(_told(error, f"override {override!r}")) from error
 
@@ -308,7 +299,7 @@ def _told(error: Any, where: str) -> str:
     unknown = isinstance(error, (ConfigAttributeError, ConfigKeyError)) and is_dataclass(error.object_type)
     if unknown and not isinstance(error, InterpolationKeyError):
         return f"{error.full_key} in {where}: no such key; nearest: {_nearest(str(error.key), error.object_type)}"
-    return f"{error.full_key} in {where}: {_first_line(error)}"
+    return f"{error.full_key} in {where}: {str(error).splitlines()[0]}"
 
 
 def _nearest(key: str, section: Any) -> str:
@@ -335,24 +326,14 @@ def _keys(section: Any = None, prefix: str = "") -> Iterable[tuple[str, Any]]:
                 yield from _keys(inner, f"{prefix}{item.name}.")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
-def _one_of(value: str, allowed: Sequence[str], key: str, where: str) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{where}: {key} is {value!r}; expected one of {', '.join(allowed)}")
-
-
 def _check(run: RunConfig, where: str) -> None:
     """Refuse values that no run can use."""
-    _one_of(run.stage, STAGES, "stage", where)
-    _one_of(run.optim.schedule, SCHEDULES, "optim.schedule", where)
-    _one_of(run.optim.dtype, DTYPES, "optim.dtype", where)
-    _one_of(run.optim.matmul_precision, PRECISIONS, "optim.matmul_precision", where)
-    _one_of(run.data.prompt_stage, ("", "align", "instruct"), "data.prompt_stage", where)
-    for part in [*run.model.train, *run.model.lr_scale]:
-        _one_of(part, PARTS, "a part in model.train or model.lr_scale", where)
+    formats = [(f"data.sources.{i}.format", source.format, FORMATS) for i, source in enumerate(run.data.sources)]
+    parts = [("a part in model.train or model.lr_scale", p, PARTS) for p in (*run.model.train, *run.model.lr_scale)]
+    choices = [(key, attrgetter(key)(run), allowed) for key, allowed in CHOICES.items()]
+    for key, value, allowed in [*choices, *parts, *formats]:
+        if value not in allowed:
+            raise ConfigError(f"{where}: {key} is {value!r}; expected one of {', '.join(filter(None, allowed))}")
     if not run.model.train:
         raise ConfigError(f"{where}: model.train is empty; name the parts that learn: {', '.join(PARTS)}")
     if (run.model.init is None) == (run.model.config is None):
@@ -360,7 +341,6 @@ def _check(run: RunConfig, where: str) -> None:
     if not run.data.sources:
         raise ConfigError(f"{where}: data.sources is empty; name at least one data set")
     for index, source in enumerate(run.data.sources):
-        _one_of(source.format, FORMATS, f"data.sources.{index}.format", where)
         if not source.ratio > 0:
             raise ConfigError(f"{where}: data.sources.{index}.ratio is {source.ratio}; expected a share above 0")
     if run.data.words is not None and not isinstance(run.data.words, (str, list)):
@@ -369,7 +349,6 @@ def _check(run: RunConfig, where: str) -> None:
         raise ConfigError(f"{where}: optim.betas has {len(run.optim.betas)} numbers; expected 2")
     for keys, least, wanted in ((POSITIVE, False, "a number above 0"), (NOT_NEGATIVE, True, "0 or more")):
         for key in keys.split():
-            section, _, name = key.rpartition(".")
-            value = getattr(getattr(run, section) if section else run, name)
+            value = attrgetter(key)(run)
             if not (value > 0 or (least and value == 0)):
                 raise ConfigError(f"{where}: {key} is {value}; expected {wanted}")

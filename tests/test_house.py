@@ -220,6 +220,13 @@ def test_tool_helps_with_examples(path: Path, help_of: dict[str, str]) -> None:
     assert "example" in text.lower(), "--help shows examples"
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in PROJECT_FILES if "\nif __name__ ==" in p.read_text(encoding="utf-8")], ids=name_of
+)
+def test_project_script_helps(path: Path, help_of: dict[str, str]) -> None:
+    assert "usage:" in ask_help(help_of, name_of(path))
+
+
 def test_every_module_imports_without_the_extras() -> None:
     code = (
         "import importlib, sys\n"

@@ -136,13 +136,14 @@ class Proposer(nn.Module):
         embedded = sine_boxes(reference, self.config.width).to(memory.dtype)
         positions = self.pos_trans_norm(self.pos_trans(embedded))[..., : self.config.width]  # the first half only
         x = self.content.weight[: reference.shape[1]].expand(len(memory), -1, -1)
-        refined, boxes = reference, []
+        start, refined, boxes = inverse_sigmoid(reference), reference, []
         logits: dict[str, list[Tensor]] = {name: [] for name in self.class_heads}
         for i, layer in enumerate(self.decoder):
             # cross-attention keeps the first stage's references in every layer, as published
             x = layer(x, positions, reference.to(x.dtype), memory, grid)
-            refined = (self.box_heads[i](x).float() + inverse_sigmoid(refined)).sigmoid()
-            boxes.append(refined)
+            delta = self.box_heads[i](x).float()
+            boxes.append((delta + inverse_sigmoid(refined)).sigmoid())
+            refined = (delta + start).sigmoid()  # one step from the first stage, not a running sum; as published
             for name, heads in self.class_heads.items():
                 logits[name].append(heads[i](x)[..., 0].float())
         return Detections(enc_logits, enc_boxes, {k: torch.stack(v) for k, v in logits.items()}, torch.stack(boxes),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groma.config import RunConfig, SourceConfig, read_words
+from groma.config import ConfigError, RunConfig, SourceConfig
 from groma.data.detection import Detection, Records
 from groma.data.dialogue import Dialogue
 from groma.data.grounding import DetectionByWords, GroundedCaptions, Referring, RegionCaptions
@@ -40,6 +41,16 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     if not any(ids for image in batch.target_words for ids in image):
         inputs.pop("target_words", None)
     return inputs
+
+
+def read_words(words: Any) -> list[str]:
+    """The region-words vocabulary of ``data.words``: the list itself, or the lines of the text file it names."""
+    if not isinstance(words, str):
+        return [str(word) for word in words or ()]
+    path = Path(words)
+    if not path.is_file():
+        raise ConfigError(f"data.words: no file {words}")
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _records(source: SourceConfig, seed: int) -> Records:

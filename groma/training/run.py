@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from groma.config import RunConfig, read_words, save_config
+from groma.config import RunConfig, save_config
 from groma.training import checkpoints
 from groma.training.parts import TrainingError
 
@@ -46,7 +46,7 @@ def train(run: RunConfig, resume: bool = False, device: str = "auto") -> Path:
 def build(run: RunConfig, device: str = "auto") -> tuple[GromaTrainer, GromaProcessor]:
     """The trainer of a run, its data read and its model made, and the processor that belongs to the model."""
     from groma.data.loader import collate
-    from groma.training.data import examples, model_inputs
+    from groma.training.data import examples, model_inputs, read_words
     from groma.training.trainer import GromaTrainer
     from groma.training.validation import Validation
 
@@ -73,7 +73,7 @@ def build(run: RunConfig, device: str = "auto") -> tuple[GromaTrainer, GromaProc
 
 
 def load_model(run: RunConfig) -> tuple[GromaForConditionalGeneration, GromaProcessor]:
-    """The model a run starts from, saved (``model.init``) or random by ``seed`` (``model.config``), and its processor."""
+    """The model a run starts from, saved (``model.init``) or random (``model.config``), and its processor."""
     from groma.model.configuration import GromaConfig
     from groma.model.groma import GromaForConditionalGeneration
     from groma.processor import GromaProcessor

@@ -197,7 +197,7 @@ class GromaTrainer(Trainer):
             groups = parameter_groups(self.model, optim.lr, optim.weight_decay, self.run.model.lr_scale)
             betas = (optim.betas[0], optim.betas[1])
             self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=betas, fused=True)
-        return self.optimizer  # type: ignore[no-any-return]
+        return self.optimizer
 
     # ---- logs and scores
 

@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 
 _STEPS = 40  # around a surface of revolution
 _METAL = (0.62, 0.63, 0.66)
+FLAME = (1.0, 0.92, 0.45)  # no object is painted so: the renderer lets it glow
 _PAPER = (0.93, 0.90, 0.82)
 
 
@@ -254,7 +255,7 @@ def _candle() -> list[_Patch]:
         _lathe([(0.22, 0), (0.22, 1.05)]),
         _lathe(_curve([(0.22, 1.05), (0.19, 1.075), (0.12, 1.05), (0, 1.04)], 8), share=0.85),
         _lathe([(0.018, 1.04), (0.018, 1.16)], share=0.0, fixed=(0.08, 0.07, 0.06)),
-        _lathe(flame, share=0.0, fixed=(1.6, 1.05, 0.30)),  # brighter than white light: it glows
+        _lathe(flame, share=0.0, fixed=FLAME),
     ]
 
 

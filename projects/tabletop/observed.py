@@ -21,8 +21,9 @@ class Thing:
     box: xyxy in pixels around its visible pixels, None where none is visible. area: visible
     pixels; whole_area and whole_box: as if nothing stood before it. distance: along the table
     from the viewer, in units. scale: real size relative to its kind's mesh. segmentation: COCO
-    polygons; rle: the same mask as COCO's compressed counts. annotated: False where too little of it is seen; it then still exists, so no
-    expression may be ambiguous, and nothing may be called absent, because of it.
+    polygons; rle: the same mask as COCO's compressed counts. annotated: False where too little of
+    it is seen; it then still exists, so no expression may be ambiguous, and nothing may be called
+    absent, because of it.
     """
 
     kind: str

@@ -41,9 +41,17 @@ _FINISH_SHADER = """//VTK::Light::Impl
     vec2 pane = vec2(dot(mirror, lampRightVC), dot(mirror, lampUpVC)) / max(ahead, 0.01);
     vec2 edge = smoothstep(vec2(0.34, 0.44), vec2(0.27, 0.37), abs(pane));
     float bars = smoothstep(0.015, 0.035, abs(pane.x)) * smoothstep(0.015, 0.035, abs(pane.y));
+    // Strip lights under a ceiling close by: even a flat lid shows one, since they move with the place.
+    float rise = dot(mirror, skyVC);
+    vec3 above = vertexVC.xyz + mirror * (3.0 - aboveTable) / max(rise, 0.05);
+    float across = fract(dot(above, stripVC));
+    float strip = smoothstep(0.0, 0.05, across) * smoothstep(0.30, 0.25, across);
+    lit += strip * smoothstep(0.22, 0.42, rise) * (0.16 + 0.5 * grazing) * vec3(1.0, 0.98, 0.95);
     lit += step(0.0, ahead) * edge.x * edge.y * (0.35 + 0.65 * bars) * vec3(0.80);
   }
-  fragOutput0.rgb = lit;
+  vec4 paint = vertexColorVSOutput;
+  bool flame = paint.r > 0.99 && paint.g > 0.90 && abs(paint.b - 0.45) < 0.02;
+  fragOutput0.rgb = flame ? paint.rgb * (0.85 + 0.2 * max(-dot(eyeRay, normalVCVSOutput), 0.0)) : lit;
 """
 
 
@@ -217,6 +225,7 @@ class Renderer:
             "lampVC": axes @ lamp,
             "lampRightVC": axes @ right,
             "lampUpVC": axes @ np.cross(lamp, right),
+            "stripVC": axes @ (0.62, 0.36, 0.0),
             "tableTone": tone,
         }
         for actor in self._solid[: len(scene.objects)]:

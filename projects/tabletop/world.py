@@ -125,7 +125,7 @@ def _sample_light(rng: Generator) -> Light:
     return Light(
         direction=tuple(float(v) for v in direction),
         key=(float(strength * (1 + warmth)), float(strength), float(strength * (1 - warmth))),
-        room=float(rng.uniform(0.34, 0.48)),
+        room=float(rng.uniform(0.40, 0.54)),
         softness=float(rng.uniform(0.04, 0.16)),
         shadow=float(rng.uniform(0.38, 0.62)),
     )

@@ -63,6 +63,17 @@ def test_a_size_that_does_not_occur_is_left_out() -> None:
     assert report.to_dict() == {"k": 100, "ar": 1.0, "ar50": 1.0, "ar75": 1.0, "medium": 1.0, "images": 1, "boxes": 1}
 
 
+def test_a_box_of_the_range_goes_before_a_better_one_outside_it() -> None:
+    """One proposal on a 30 x 30 box inside a 34 x 34 one, IoU 900 / 1156 = .78: each range counts it for its own."""
+    small, medium = (0.0, 0.0, 30.0, 30.0), (0.0, 0.0, 34.0, 34.0)
+    report = average_recall(
+        [proposals((*small, 0.9))], [torch.tensor([small, medium])], [torch.tensor([900.0, 1156.0])]
+    )
+    assert report.small == 1.0
+    assert report.medium == pytest.approx(0.6)  # thresholds .50 to .75
+    assert report.ar == pytest.approx(0.5)  # without a range there is one proposal for two boxes
+
+
 def random_images(generator: torch.Generator, images: int) -> tuple[list[Proposals], list[Tensor]]:
     """Crowded pictures of 640 x 480 pixels: many boxes overlap, and proposals are shaken copies of them and noise."""
     candidates, truths = [], []

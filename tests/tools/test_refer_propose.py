@@ -34,7 +34,8 @@ def one_line(result: subprocess.CompletedProcess[str], *wanted: str) -> None:
 
 def test_the_red_cup(tmp_path: Path) -> None:
     drawing = tmp_path / "found.png"
-    result = run("refer.py", PICTURE, "the red cup", "--output", drawing)
+    # A terminal without "–" gets another letter there, not a traceback.
+    result = run("refer.py", PICTURE, "the red cup", "--output", drawing, PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("found  ")
     assert result.stdout.rstrip().endswith("the red cup")
@@ -59,22 +60,20 @@ def test_json_is_the_one_result_format() -> None:
 
 
 def test_a_score_nothing_reaches_is_nothing_found() -> None:
-    result = run("refer.py", PICTURE, "the red cup", "--min-score", 1, "--json", "--quiet")
-    assert result.returncode == 1, result.stderr
-    assert json.loads(result.stdout)["boxes"] == []
     result = run("refer.py", PICTURE, "the red cup", "--min-score", 1, "--quiet")
     assert (result.returncode, result.stdout) == (1, 'nothing there: "the red cup"\n')
 
 
 def test_propose_lists_regions_best_first(tmp_path: Path) -> None:
-    result = run("propose.py", PICTURE, "--max", 3, "--json", "--quiet")
-    assert result.returncode == 0, result.stderr
-    scores = [box["score"] for box in json.loads(result.stdout)["boxes"]]
-    assert 1 <= len(scores) <= 3
-    assert scores == sorted(scores, reverse=True)
     result = run("propose.py", PICTURE, "--max", 3, "--quiet", "--output", tmp_path / "regions.jpg")
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["region"] * len(scores)
-    assert Image.open(tmp_path / "regions.jpg").format == "JPEG"
+    assert result.returncode == 0, result.stderr
+    words = [line.split() for line in result.stdout.splitlines()]
+    assert 1 <= len(words) <= 3
+    assert {word[0] for word in words} == {"region"}
+    scores = [float(word[1]) for word in words]
+    assert scores == sorted(scores, reverse=True)
+    with Image.open(tmp_path / "regions.jpg") as drawn:
+        assert drawn.format == "JPEG"
 
 
 @pytest.mark.parametrize("tool, more", [("refer.py", ["the red cup"]), ("propose.py", [])])
@@ -128,12 +127,6 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         pytest.skip("root may write everywhere")
     tmp_path.chmod(0o500)
     one_line(run("refer.py", PICTURE, "cup", "--output", tmp_path / "a.png"), "no permission")
-
-
-def test_a_terminal_without_the_letters_still_gets_the_answer() -> None:
-    result = run("refer.py", PICTURE, "the red cup", "--quiet", PYTHONIOENCODING="ascii")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("found")
 
 
 @pytest.mark.parametrize("tool", ["refer.py", "propose.py"])

@@ -1,0 +1,71 @@
+"""From sources to batches: readers by format, words, and what reaches the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from groma.config import ConfigError, DataConfig, OptimConfig, RunConfig, SourceConfig
+from groma.data.detection import AnnotationError
+from groma.data.loader import collate
+from groma.processor import GromaProcessor
+from groma.structures import Batch
+from groma.training.data import examples, model_inputs, read_words
+from groma.training.parts import TrainingError
+
+
+def run_of(pictures: Path, kind: str, file: str, **more: object) -> RunConfig:
+    source = SourceConfig(kind, kind, f"{pictures}/{file}.json", f"{pictures}/images", **more)  # type: ignore[arg-type]
+    return RunConfig("detection", "out", data=DataConfig(words=["red", "ball"], sources=[source], augment=False),
+                     optim=OptimConfig(batch_size=4))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "carries"),
+    [
+        ("detection", "instances", {"targets"}),
+        ("regions", "regions", {"targets", "target_words"}),
+        ("rec", "rec", {"input_ids", "labels", "attention_mask", "refer_boxes", "ground_boxes"}),
+        ("region_captions", "regions", {"input_ids", "labels", "attention_mask", "refer_boxes", "ground_boxes"}),
+        ("grounded_captions", "grounded_captions",
+         {"input_ids", "labels", "attention_mask", "refer_boxes", "ground_boxes"}),
+        ("detection_words", "instances", {"input_ids", "labels", "attention_mask", "refer_boxes", "ground_boxes"}),
+        ("llava", "conversations", {"input_ids", "labels", "attention_mask", "refer_boxes", "ground_boxes"}),
+    ],
+)  # fmt: skip
+def test_every_format_reaches_the_model(kind: str, file: str, carries: set[str], pictures: Path, tiny: Path) -> None:
+    processor = GromaProcessor.from_pretrained(str(tiny))
+    mixture, dataset = examples(run_of(pictures, kind, file), processor)
+    inputs = model_inputs(collate([dataset[key] for key in next(iter(mixture))]))
+    assert set(inputs) == carries | {"pixel_values", "source"}
+    assert inputs["pixel_values"].shape == (4, 3, 64, 64)
+
+
+def test_turns_limit_the_dialogue_and_sources_name_the_head(pictures: Path, tiny: Path) -> None:
+    processor = GromaProcessor.from_pretrained(str(tiny))
+    mixture, dataset = examples(run_of(pictures, "rec", "rec", turns=1), processor)
+    assert {len(dataset.sample(key).turns) for key in next(iter(mixture))} == {2}
+    mixture, dataset = examples(run_of(pictures, "detection", "instances", source="sa1b"), processor)
+    assert collate([dataset[key] for key in next(iter(mixture))]).source == "sa1b"
+    with pytest.raises(TrainingError, match="data source detection: source is 'gold'; expected 'coco' or 'sa1b'"):
+        examples(run_of(pictures, "detection", "instances", source="gold"), processor)
+    with pytest.raises(AnnotationError, match="no such annotation file"):
+        examples(run_of(pictures, "rec", "nowhere"), processor)
+
+
+def test_boxes_without_a_single_known_word_ask_for_no_words() -> None:
+    pixels, boxes = torch.zeros(1, 3, 4, 4), (torch.rand(2, 4),)
+    assert "target_words" not in model_inputs(Batch(pixels, targets=boxes, target_words=(((), ()),)))
+    assert model_inputs(Batch(pixels, targets=boxes, target_words=(((), (1,)),)))["target_words"] == (((), (1,)),)
+
+
+def test_words(tmp_path: Path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("red\n\n cup \n")
+    assert read_words(str(path)) == ["red", "cup"]
+    assert read_words(["a", 1]) == ["a", "1"]
+    assert read_words(None) == []
+    with pytest.raises(ConfigError, match="no file"):
+        read_words("nowhere.txt")
