@@ -32,7 +32,7 @@ CHOICES = {
     "optim.matmul_precision": ("highest", "high", "medium"),
 }
 
-POSITIVE = "optim.lr optim.batch_size optim.accumulate optim.epochs log.every save.keep data.prefetch"
+POSITIVE = "optim.lr optim.batch_size optim.accumulate optim.epochs log.every save.keep data.max_length data.prefetch"
 NOT_NEGATIVE = "optim.max_steps optim.weight_decay optim.clip optim.warmup_ratio optim.warmup_steps seed save.every"
 
 
@@ -103,7 +103,6 @@ class OptimConfig:
     epochs: float = 1.0
     max_steps: int = 0
     weight_decay: float = 0.0
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     warmup_ratio: float = 0.0
     warmup_steps: int = 0
     schedule: str = "cosine"
@@ -306,8 +305,7 @@ def _nearest(key: str, section: Any) -> str:
     """The existing key most like the unknown ``key`` of a section: in that section first, then anywhere."""
     keys = dict(_keys())
     siblings = {name.rpartition(".")[2]: name for name, home in keys.items() if home is section}
-    # "lr_rate" is meant to be "lr", though "warmup_ratio" shares more letters.
-    starts = [name for name in siblings if key.startswith(name) or name.startswith(key)]
+    starts = [name for name in siblings if key.startswith(name) or name.startswith(key)]  # lr_rate: lr
     everywhere = {name.rpartition(".")[2]: name for name in reversed(keys)}
     near = difflib.get_close_matches
     close = [*starts[:1], *near(key, siblings, n=1, cutoff=0.5)] or near(key, everywhere, n=1, cutoff=0.75)
@@ -343,10 +341,8 @@ def _check(run: RunConfig, where: str) -> None:
     for index, source in enumerate(run.data.sources):
         if not source.ratio > 0:
             raise ConfigError(f"{where}: data.sources.{index}.ratio is {source.ratio}; expected a share above 0")
-    if run.data.words is not None and not isinstance(run.data.words, (str, list)):
-        raise ConfigError(f"{where}: data.words is a {type(run.data.words).__name__}; expected a list or a file name")
-    if len(run.optim.betas) != 2:
-        raise ConfigError(f"{where}: optim.betas has {len(run.optim.betas)} numbers; expected 2")
+    if not isinstance(run.data.words, (str, list, type(None))):
+        raise ConfigError(f"{where}: data.words is {run.data.words!r}; expected a list or a file name")
     for keys, least, wanted in ((POSITIVE, False, "a number above 0"), (NOT_NEGATIVE, True, "0 or more")):
         for key in keys.split():
             value = attrgetter(key)(run)

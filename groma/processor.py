@@ -19,7 +19,7 @@ from transformers import AddedToken, BatchFeature, BitImageProcessor, PreTrained
 from transformers.processing_utils import ProcessorMixin
 
 from groma import markup
-from groma.data.prompts import CHAT_TEMPLATE
+from groma.template import CHAT_TEMPLATE
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet statistics, as DINOv2 was trained with."""

@@ -80,7 +80,7 @@ def test_saved_configuration_reads_back_equal(good: Path, tmp_path: Path) -> Non
         ("evaluate.rec.ann=x", "evaluate.rec.images must be given"),
         ("output=???", "output must be given"),
         ("output=${nothing}", "'nothing' not found"),
-        ("data.words=3", "data.words is a int"),
+        ("data.words=3", "data.words is 3"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(good: Path, override: str, message: str) -> None:

@@ -19,13 +19,14 @@ GROMA = ROOT / "groma"
 
 # Imports go down only. A unit is a module or a folder of groma/.
 FLOORS = {
-    "boxes": 0, "markup": 0, "config": 0,
+    "boxes": 0, "markup": 0, "template": 0, "config": 0,
     "structures": 1,
     "model": 2, "data": 2, "processor": 2,
     "predictor": 3, "training": 3, "evaluation": 3, "visualize": 3, "serving": 3, "cli": 3,
 }  # fmt: skip
 # The imports between units of one floor, each from left to right; there is no other.
 SIDEWAYS = {
+    ("template", "markup"),
     ("model", "processor"),  # the Auto classes are registered together
     ("data", "processor"),
     ("training", "evaluation"), ("training", "predictor"),
@@ -34,7 +35,7 @@ SIDEWAYS = {
     ("serving", "predictor"), ("serving", "visualize"), ("serving", "cli"),
 }  # fmt: skip
 # Floor 0 stands on the standard library and on these.
-OUTSIDE = {"markup": set(), "boxes": {"torch", "torchvision"}, "config": {"yaml", "omegaconf"}}
+OUTSIDE = {"markup": set(), "template": set(), "boxes": {"torch", "torchvision"}, "config": {"yaml", "omegaconf"}}
 # What an install without extras lacks.
 EXTRAS = ("accelerate", "tensorboard", "pyvista", "vtk", "pycocotools", "hotcoco", "pytest", "deepspeed")
 LONGEST_FILE = 350

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from groma import markup
 from groma.structures import Prompt, Turn
+from groma.template import ASSISTANT, OPENING_ANSWER, OPENING_QUESTION, SYSTEM, USER
 
 if TYPE_CHECKING:
     from groma.processor import GromaProcessor
@@ -27,14 +28,6 @@ if TYPE_CHECKING:
 Stage = Literal["align", "instruct"]
 IGNORE = -100
 """The label of a position without loss."""
-
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-USER, ASSISTANT = "USER:", "ASSISTANT:"
-OPENING_QUESTION = f"Here is an image with region crops from it. Image: {markup.IMAGE}. Regions: {markup.REGION}."
-OPENING_ANSWER = "Thank you for the image! How can I assist you with it?"
 
 REFER = (
     "Locate {} in the image.",
@@ -70,29 +63,6 @@ DESCRIBE = (
     "Tell me about {}.",
     "How would you describe {} in the image?",
 )
-
-# What a user wrote is escaped, as groma.markup.escape does; a part of type "markup" is taken as it is.
-_ESCAPED = "".join(f" | replace('{c}', '{markup.escape(c)}')" for c in "<[")
-CHAT_TEMPLATE = (
-    f"{{{{ {(markup.BOS + SYSTEM + ' USER: ' + OPENING_QUESTION + ' ASSISTANT: ' + OPENING_ANSWER)!r} }}}}"
-    f"{{{{ '{markup.EOS}' }}}}"
-    "{%- for message in messages -%}"
-    "{%- set ns = namespace(text='') -%}"
-    "{%- if message.content is string -%}"
-    f"{{%- set ns.text = (message.content{_ESCAPED}) if message.role == 'user' else message.content -%}}"
-    "{%- else -%}{%- for part in message.content -%}"
-    "{%- if part.type == 'text' -%}"
-    f"{{%- set ns.text = ns.text + ((part.text{_ESCAPED}) if message.role == 'user' else part.text) -%}}"
-    "{%- elif part.type == 'markup' -%}{%- set ns.text = ns.text + part.markup -%}"
-    "{%- endif -%}{%- endfor -%}{%- endif -%}"
-    "{%- if message.role == 'user' -%}{{ 'USER: ' + ns.text | trim }}"
-    f"{{%- elif message.role == 'assistant' -%}}{{{{ ' ASSISTANT: ' + ns.text | trim + '{markup.EOS}' }}}}"
-    "{%- else -%}{{ raise_exception('roles are user and assistant, got ' + message.role) }}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ ' ASSISTANT:' }}{%- endif -%}"
-)
-"""The same dialogue for ``apply_chat_template``; an image part has its place in the opening."""
-
 
 def opening_turns() -> tuple[Turn, Turn]:
     """The pair of turns every dialogue starts with; it places the image and its regions."""

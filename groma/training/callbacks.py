@@ -123,9 +123,8 @@ class ProgressBar(TrainerCallback):
         self.notes |= {k: f"{v:.4g}" for k, v in logs.items() if k in shown}
         self.bar.set_postfix(self.notes)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def close(self) -> None:
+        """End the bar's line, so that what is told next starts a line of its own."""
         if self.bar is not None:
             self.bar.close()
 

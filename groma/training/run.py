@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ def train(run: RunConfig, resume: bool = False, device: str = "auto") -> Path:
     ``resume``: go on from the newest complete checkpoint in ``output``, or start if there is none. Raises
     TrainingError (or the ConfigError, DataError, ImageError of what it reads), always one line.
     """
+    for package in ("accelerate", "tensorboard") if run.log.tensorboard else ("accelerate",):
+        if find_spec(package) is None:
+            raise TrainingError(f"training needs {package}: pip install 'groma[train]'")
     output = Path(run.output)
     found = checkpoints.checkpoints(output)
     if found and not resume:
@@ -34,7 +38,10 @@ def train(run: RunConfig, resume: bool = False, device: str = "auto") -> Path:
     if found and checkpoints.step_of(found[-1]) >= trainer.steps():
         checkpoints.load_weights(trainer.model, found[-1])
     else:
-        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+        finally:
+            trainer.bar.close()
     final = output / "final"
     if trainer.is_world_process_zero():
         trainer.model.eval()

@@ -108,7 +108,8 @@ class GromaTrainer(Trainer):
         self.add_callback(MetricsFile(output / "metrics.jsonl"))
         if self.run.log.tensorboard:
             self.add_callback(TensorBoard(output / "tensorboard"))
-        self.add_callback(ProgressBar())
+        self.bar = ProgressBar()
+        self.add_callback(self.bar)
 
     # ---- data
 
@@ -195,8 +196,7 @@ class GromaTrainer(Trainer):
         if self.optimizer is None:
             optim = self.run.optim
             groups = parameter_groups(self.model, optim.lr, optim.weight_decay, self.run.model.lr_scale)
-            betas = (optim.betas[0], optim.betas[1])
-            self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=betas, fused=True)
+            self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, fused=True)
         return self.optimizer
 
     # ---- logs and scores
@@ -271,8 +271,9 @@ class GromaTrainer(Trainer):
             return
         file = Path(checkpoint) / f"{self.args.process_index}-{_PROGRESS}"
         if file.is_file():
-            progress = torch.load(file, map_location=self.args.device, weights_only=True)
-            self._sums, self._counts, self._images = progress["sums"], progress["counts"], progress["images"]
+            progress = torch.load(file, map_location="cpu", weights_only=True)
+            self._sums = {name: value.to(self.args.device) for name, value in progress["sums"].items()}
+            self._counts, self._images = progress["counts"], progress["images"]
 
     def _wait(self) -> None:
         if self.args.world_size > 1:

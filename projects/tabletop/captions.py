@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from numpy.random import Generator
 
@@ -146,12 +147,16 @@ def conversation(things: Things, rng: Generator, allowed: list[tuple[str, str]])
     return list(rounds.items())
 
 
-def _pick(choices: list, rng: Generator):
+T = TypeVar("T")
+
+
+def _pick(choices: list[T], rng: Generator) -> T | None:
     return choices[int(rng.integers(len(choices)))] if choices else None
 
 
 def _count_kind(things: Things, rng: Generator, allowed: list[tuple[str, str]]) -> tuple[str, str]:
-    kind = _pick(kinds_present(things) if rng.random() < 0.8 else list(KINDS), rng)
+    kinds = kinds_present(things) if rng.random() < 0.8 else list(KINDS)
+    kind = kinds[int(rng.integers(len(kinds)))]
     indices = matching(things, kind)
     if not all(things[i].annotated for i in indices):
         return "", ""
@@ -188,7 +193,7 @@ def _ask_pair(things: Things, rng: Generator, allowed: list[tuple[str, str]]) ->
 
 
 def _ask_kind(things: Things, rng: Generator, allowed: list[tuple[str, str]]) -> tuple[str, str]:
-    kind = _pick(list(KINDS), rng)
+    kind = KINDS[int(rng.integers(len(KINDS)))]
     indices = matching(things, kind)
     if not indices:
         return f"Is there {article(kind)}?", f"No, there is no {kind}."

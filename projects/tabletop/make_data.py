@@ -23,16 +23,21 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tqdm import tqdm
 
 from projects.tabletop.records import Settings, make_scene
+from projects.tabletop.render import Renderer
 from projects.tabletop.writers import write_split, write_whole
 
 _CHUNK = 25  # scenes that a kill can cost a worker
 _ORDER = ("val", "test", "train")
+
+# A worker process keeps its renderer here; a renderer cannot be sent between processes.
+_worker: tuple[Renderer, Settings, Path] | None = None
 
 
 class UserError(Exception):
@@ -113,13 +118,12 @@ def _chunk_path(out: Path, split: str, start: int) -> Path:
 
 def _start(settings: Settings, out: Path) -> None:
     """Give a worker process its renderer."""
-    from projects.tabletop.render import Renderer
-
     global _worker
     _worker = (Renderer(settings.width, settings.height), settings, out)
 
 
 def _draw_chunk(split: str, start: int, stop: int) -> int:
+    assert _worker, "a worker draws only after _start"
     renderer, settings, out = _worker
     lines = []
     for index in range(start, stop):
@@ -184,7 +188,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
 
 

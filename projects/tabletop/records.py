@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from dataclasses import asdict, dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from projects.tabletop.captions import conversation, grounded_caption, region_caption
@@ -63,7 +65,7 @@ def make_scene(renderer: Renderer, settings: Settings, split: str, index: int) -
     return _jpeg(rendered.image, settings.quality), record
 
 
-def _jpeg(image, quality: int) -> bytes:
+def _jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -5,7 +5,7 @@ The same three numbers give the same scene, whatever was sampled before and wher
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
@@ -162,7 +162,7 @@ def _find_spot(rng: Generator, camera: Camera, one: Placed, placed: list[Placed]
         x, y = rng.uniform(-_TABLE_X, _TABLE_X), rng.uniform(*_TABLE_Y)
         if any(np.hypot(x - o.x, y - o.y) < reach + _reach(o) + _GAP for o in placed):
             continue
-        moved = Placed(**{**one.__dict__, "x": float(x), "y": float(y)})
+        moved = replace(one, x=float(x), y=float(y))
         pixels = camera.project(moved.points())
         low, high = pixels.min(axis=0), pixels.max(axis=0)
         slack = 0.08 * (high - low)

@@ -19,7 +19,7 @@ NOTE = "the embedded model knows rendered tables only"
 def run(tool: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "tools" / tool, *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, encoding="utf-8",
+        command, capture_output=True, text=True, timeout=300, check=False, encoding="utf-8",
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
 
