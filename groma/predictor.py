@@ -75,8 +75,8 @@ class Groma:
             loaded = GromaForConditionalGeneration.from_pretrained(name, dtype=kind)
             processor = GromaProcessor.from_pretrained(name)
         except OSError as error:
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(f"model: {name!r} is neither a model directory nor a reachable hub id ({first})") from error
+            why = str(error).strip().splitlines()[0]
+            raise ValueError(f"model: {name!r} is neither a model directory nor a reachable hub id ({why})") from error
         loaded = loaded.to(where)
         return cls(loaded, processor, "groma-tabletop" if embedded else source.name, embedded)
 
@@ -247,7 +247,7 @@ def _repeat(cache: Any, rows: int) -> Any:
 
 
 def user_boxes(boxes: Sequence[Sequence[float]], width: int, height: int) -> Tensor:
-    """A user's xyxy pixel boxes → (K, 4) in [0, 1]. Raises ValueError for one that is reversed or leaves the picture."""
+    """A user's xyxy pixel boxes → (K, 4) in [0, 1]. ValueError for one that is reversed or leaves the picture."""
     for box in boxes:
         if len(box) != 4:
             raise ValueError(f"box: got {len(box)} numbers, expected x1,y1,x2,y2 in pixels")

@@ -191,7 +191,8 @@ class Spliced:
 
     def __post_init__(self) -> None:
         if self.embeds.shape[:2] != self.mask.shape or self.ids.shape != self.mask.shape:
-            raise ValueError(f"embeds {tuple(self.embeds.shape)}, ids {tuple(self.ids.shape)}, mask {tuple(self.mask.shape)}")
+            shapes = [tuple(t.shape) for t in (self.embeds, self.ids, self.mask)]
+            raise ValueError(f"embeds, ids, mask: got shapes {shapes}, expected (B, T, E), (B, T), (B, T)")
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,10 @@ class GromaConfig(PreTrainedConfig):
     model_type = "groma"
     sub_configs = {"encoder": AutoConfig, "proposer": ProposerConfig, "llm": AutoConfig}
 
-    encoder: dict[str, Any] | PreTrainedConfig | None = None
-    proposer: dict[str, Any] | PreTrainedConfig | None = None
-    llm: dict[str, Any] | PreTrainedConfig | None = None
+    # each a configuration, or a dict of its settings, or None for the released sizes; a configuration once made
+    encoder: Any = None
+    proposer: Any = None
+    llm: Any = None
     image_size: int = 448
     proxies: int = markup.MAX_PROXIES
     max_regions: int = 100
@@ -109,12 +110,12 @@ class GromaConfig(PreTrainedConfig):
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The language model's configuration, which sizes the KV cache."""
-        return self.llm  # type: ignore[return-value]
+        return self.llm
 
     @property
     def patch_size(self) -> int:
         """Side of an encoder patch in pixels."""
-        return int(self.encoder.patch_size)  # type: ignore[union-attr]
+        return int(self.encoder.patch_size)
 
     @property
     def new_words(self) -> int:

@@ -61,7 +61,7 @@ class DeformableAttention(nn.Module):
 
 
 def sample(values: Tensor, places: Tensor, weights: Tensor, grid: Grid) -> Tensor:
-    """values (B, S, H, dh) read bilinearly at places (B, Q, H, L, P, 2) and mixed by weights (B, Q, H, L, P) → (B, Q, d).
+    """values (B, S, H, dh) read bilinearly at places (B, Q, H, L, P, 2), mixed by weights (B, Q, H, L, P) → (B, Q, d).
 
     Runs in float32: on CPU bfloat16 sampling is slower and coarser.
     """

@@ -24,6 +24,7 @@ from groma.model.splicer import IGNORE, Splicer
 from groma.model.vocabulary import JoinedEmbedding, NewWords
 from groma.structures import ImageFeatures, Prompt, Proposals, Spliced, View
 
+Words = tuple[tuple[tuple[int, ...], ...], ...]  # per image, per box: ids of the words that describe it
 JITTER = 0.1  # of a side: how far stage 1 moves the boxes whose words it asks for, so that proposals do as well
 
 
@@ -121,7 +122,7 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def forward(self, pixel_values: Tensor | None = None, input_ids: Tensor | None = None,
                 attention_mask: Tensor | None = None, labels: Tensor | None = None,
                 refer_boxes: tuple[Tensor, ...] = (), ground_boxes: tuple[Tensor, ...] = (),
-                targets: tuple[Tensor, ...] = (), target_words: tuple[tuple[tuple[int, ...], ...], ...] = (),
+                targets: tuple[Tensor, ...] = (), target_words: Words = (),
                 source: str = "coco", seed: int | None = None, inputs_embeds: Tensor | None = None,
                 past_key_values: Any = None, use_cache: bool | None = None, position_ids: Tensor | None = None,
                 logits_to_keep: int = 0, cache_position: Tensor | None = None, return_dict: bool | None = None
@@ -151,7 +152,7 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         loss = torch.stack(list(losses.values())).sum() if losses else None
         return GromaOutput(loss=loss, losses=losses or None, logits=logits)
 
-    def _detection(self, pixels: Tensor, targets: tuple[Tensor, ...], words: tuple[tuple[tuple[int, ...], ...], ...],
+    def _detection(self, pixels: Tensor, targets: tuple[Tensor, ...], words: Words,
                    source: str, generator: torch.Generator | None) -> dict[str, Tensor]:  # fmt: skip
         features = self.encoder(pixels)
         losses = detection_losses(self.proposer(features), targets, source, self.config.proposer)
@@ -160,7 +161,7 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return losses
 
     def _words_loss(self, features: ImageFeatures, targets: tuple[Tensor, ...],
-                    words: tuple[tuple[tuple[int, ...], ...], ...], generator: torch.Generator | None) -> Tensor:  # fmt: skip
+                    words: Words, generator: torch.Generator | None) -> Tensor:  # fmt: skip
         """Which words describe this region? Binary cross-entropy per region, summed over the word list.
 
         An encoder trained from scratch on class-agnostic boxes alone would learn where things are, not what they
@@ -187,7 +188,7 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # -- generation ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None,  # type: ignore[override]
+    def generate(self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None,
                  attention_mask: Tensor | None = None, refer_boxes: tuple[Tensor, ...] = (),
                  logits_processor: LogitsProcessorList | None = None, **options: Any) -> Any:  # fmt: skip
         """transformers' generate over images: prompts (B, T) with one <image> and one <region> each → new token ids.

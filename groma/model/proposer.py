@@ -53,6 +53,11 @@ class BoxHead(nn.Sequential):
             nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 4)
         )
 
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that gives the four numbers."""
+        return self[-1]  # type: ignore[return-value]
+
 
 class Proposer(nn.Module):
     """Encoder features → Q boxes with objectness, best first after ``propose``."""
@@ -89,11 +94,12 @@ class Proposer(nn.Module):
                 module.reset()
         nn.init.normal_(self.level_embed)
         rare = -math.log((1 - 0.01) / 0.01)
-        for head in [self.enc_class, *(layer for layers in self.class_heads.values() for layer in layers)]:
-            nn.init.constant_(head.bias, rare)
-        for head in [self.enc_box, *self.box_heads]:
-            nn.init.zeros_(head[-1].weight)
-            nn.init.zeros_(head[-1].bias)
+        for head in self.modules():
+            if isinstance(head, nn.Linear) and head.out_features == 1:  # every objectness head
+                nn.init.constant_(head.bias, rare)
+            elif isinstance(head, BoxHead):
+                nn.init.zeros_(head.last.weight)
+                nn.init.zeros_(head.last.bias)
 
     def forward(self, features: ImageFeatures) -> Detections:
         """One pass over B images: mean of the levels → maps → grid proposals → Q refined boxes."""
@@ -145,7 +151,7 @@ class Proposer(nn.Module):
             boxes.append((delta + inverse_sigmoid(refined)).sigmoid())
             refined = (delta + start).sigmoid()  # one step from the first stage, not a running sum; as published
             for name, heads in self.class_heads.items():
-                logits[name].append(heads[i](x)[..., 0].float())
+                logits[name].append(heads.get_submodule(str(i))(x)[..., 0].float())
         return Detections(enc_logits, enc_boxes, {k: torch.stack(v) for k, v in logits.items()}, torch.stack(boxes),
                           reference)  # fmt: skip
 
@@ -163,7 +169,7 @@ class Proposer(nn.Module):
         return [Proposals(b[o], s) for b, o, s in zip(corners, order, scores, strict=True)]
 
 
-def _projections(feature_width: int, d: int, levels: int) -> list[nn.Module]:
+def _projections(feature_width: int, d: int, levels: int) -> list[nn.Sequential]:
     """Fine to coarse: 2x up-convolution, the grid itself, stride 2; one level is the grid itself alone."""
     half = d // 2
     up = nn.Sequential(

@@ -105,7 +105,7 @@ class RegionEncoder(nn.Module):
 
     def __init__(self, config: GromaConfig, llm_width: int) -> None:
         super().__init__()
-        width = config.encoder.hidden_size  # type: ignore[union-attr]
+        width = config.encoder.hidden_size
         channels, size, hidden = config.region_width or width, config.region_size, config.region_hidden
         self.scales = tuple(config.region_scales)
         self.size, self.box_format, self.stride_error = size, config.region_boxes, config.region_stride_error
@@ -140,7 +140,7 @@ class RegionEncoder(nn.Module):
         return self.fuse([_resize(m, size) for m, size in zip(used, sizes, strict=True)])
 
     def _align(self, level: Tensor, image: Tensor, boxes: Tensor) -> Tensor:
-        """ROIAlign of every box on its image's map (B, C, h, w) → (R, C, size, size); float32, as bf16 has no kernel."""
+        """ROIAlign of every box on its image's map (B, C, h, w) → (R, C, size, size); float32, as bf16 lacks one."""
         h, w = level.shape[-2:]
         places = boxes.float() * boxes.new_tensor([w, h, w, h]).float() * self.stride_error
         rois = torch.cat((image[:, None].float(), places), 1)

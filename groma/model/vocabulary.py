@@ -41,15 +41,15 @@ class JoinedEmbedding(nn.Module):
 
     def __init__(self, base: nn.Embedding, words: NewWords) -> None:
         super().__init__()
-        # plain references, not submodules: the parameters belong to the model already
-        object.__setattr__(self, "_base", base)
-        object.__setattr__(self, "_words", words)
+        # held in a tuple, so that they are no submodules: the parameters belong to the model already
+        self._parts = (base, words)
 
     @property
     def weight(self) -> Tensor:
         """The base rows (V, E); new rows live in ``NewWords.embed``."""
-        return self._base.weight  # type: ignore[no-any-return, attr-defined]
+        return self._parts[0].weight
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (..., T) → (..., T, E)."""
-        return self._words.embed_ids(ids, self._base)  # type: ignore[no-any-return, attr-defined]
+        base, words = self._parts
+        return words.embed_ids(ids, base)
