@@ -205,7 +205,7 @@ class Groma:
         span = Span(text, 0, len(text), tuple(k for k, _ in scored), self._pixels(view, [k for k, _ in scored]),
                     tuple(s for _, s in scored))  # fmt: skip
         return Answer(text if found else markup.NOTHING, (span,) if found else (), found, text, raw, view.name,
-                      view.width, view.height, self.name, {"look": view.seconds, "answer": spent})  # fmt: skip
+                      view.width, view.height, self.name, {"look": view.seconds, "answer": spent}, f)  # fmt: skip
 
     # -- propose ------------------------------------------------------------------------------------------------------
 

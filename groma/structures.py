@@ -212,7 +212,8 @@ class Answer:
     """What the model said about one image: clean ``text``, grounded ``spans``, and ``found``.
 
     Boxes are xyxy pixels of the upright image, scores in [0, 1], best first for a referring answer.
-    ``raw`` is the text with its markup; ``seconds`` the time of each step.
+    ``raw`` is the text with its markup; ``seconds`` the time of each step; ``presence`` the probability in [0, 1]
+    that anything matches, before ``found`` is decided by the model's threshold.
     """
 
     text: str
@@ -225,6 +226,7 @@ class Answer:
     height: int = 0
     model: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    presence: float = 1.0
 
     @property
     def boxes(self) -> list[tuple[float, float, float, float]]:

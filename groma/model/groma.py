@@ -200,24 +200,24 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                                     **options)  # fmt: skip
         views = self.look(pixel_values, refer_boxes)
         spliced = self.splice(views, _prompts(input_ids, attention_mask, None, refer_boxes, ()), left=True)
-        copies = max(int(options.get("num_beams") or 1), int(options.get("num_return_sequences") or 1))
-        counts = [n for n in spliced.regions for _ in range(copies)]
-        processors = LogitsProcessorList([ExistingProxies(self.config, counts), *(logits_processor or [])])
+        existing = ExistingProxies(self.config, list(spliced.regions))
+        processors = LogitsProcessorList([existing, *(logits_processor or [])])
         return super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask,
                                 logits_processor=processors, **options)  # fmt: skip
 
 
 class ExistingProxies(LogitsProcessor):
-    """Only proxies of regions that exist may be written: row i has ``counts[i]`` regions."""
+    """Only proxies of regions that exist may be written: image i, of one or more rows, has ``counts[i]`` regions."""
 
     def __init__(self, config: GromaConfig, counts: list[int]) -> None:
         self.proxies, self.counts = torch.tensor(config.proxy_ids), counts
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """scores (B, V) → the same with -inf at absent proxies."""
+        """scores (B · copies, V) → the same with -inf at absent proxies; beams and samples repeat a row in place."""
         absent = torch.zeros_like(scores, dtype=torch.bool)
-        for row, count in enumerate(self.counts):
-            absent[row, self.proxies[count:].to(scores.device)] = True
+        copies = len(scores) // len(self.counts)
+        for i, count in enumerate(self.counts):
+            absent[i * copies : (i + 1) * copies, self.proxies[count:].to(scores.device)] = True
         return scores.masked_fill(absent, float("-inf"))
 
 

@@ -30,9 +30,12 @@ def select(candidates: Proposals, refer: Tensor, ground: Tensor, config: GromaCo
     if config.score_threshold > 0:
         above = keep[candidates.scores[keep] > config.score_threshold]
         keep = above if len(above) else keep[:1]
+    keep = keep[: max(0, config.max_regions - len(refer))]
     extra = _unmatched(ground, torch.cat((refer, candidates.boxes[keep])), config.nms_threshold)
-    room = max(0, config.max_regions - len(refer) - len(extra))
-    keep = keep[:room]
+    # true boxes take room from the last proposals, which may have covered others
+    while len(keep) > (room := max(0, config.max_regions - len(refer) - len(extra))):
+        keep = keep[:room]
+        extra = _unmatched(ground, torch.cat((refer, candidates.boxes[keep])), config.nms_threshold)
     boxes = torch.cat((refer, candidates.boxes[keep], extra))[: config.max_regions]
     scores = torch.cat((refer.new_full((len(refer),), REFER_SCORE), candidates.scores[keep],
                         extra.new_full((len(extra),), config.score_threshold)))[: config.max_regions]  # fmt: skip
