@@ -14,6 +14,7 @@ step on. ``found`` is f ≥ ``config.found_threshold``, fitted on a validation s
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +23,14 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from groma import boxes as box_ops
 from groma import markup
 from groma.data.images import read_image
 from groma.data.prompts import opening_prompt, question_prompt, refer_question
+from groma.model.configuration import GromaConfig
 from groma.model.groma import GromaForConditionalGeneration
 from groma.processor import GromaProcessor
 from groma.structures import Answer, Span, Turn, View
@@ -68,15 +71,15 @@ class Groma:
         if dtype != "auto" and dtype not in DTYPES:
             raise ValueError(f"dtype: got {dtype!r}, expected auto or one of {', '.join(DTYPES)}")
         kind = DTYPES[dtype] if dtype != "auto" else torch.bfloat16 if where.type == "cuda" else torch.float32
-        if source.is_dir() and not (source / "config.json").is_file():
+        if source.exists() and not (source / "config.json").is_file():
             raise ValueError(f"model: {source} holds no config.json, so it is not a model directory")
-        name = str(source) if source.is_dir() else str(model)
+        name = str(source) if source.exists() else str(model)
         try:
-            loaded = GromaForConditionalGeneration.from_pretrained(name, dtype=kind)
-            processor = GromaProcessor.from_pretrained(name)
-        except OSError as error:
+            loaded, processor = _load(name, kind)
+        except (OSError, ValueError, SafetensorError) as error:
             why = str(error).strip().splitlines()[0]
-            raise ValueError(f"model: {name!r} is neither a model directory nor a reachable hub id ({why})") from error
+            what = "cannot be loaded" if source.exists() else "is neither a model directory nor a reachable hub id"
+            raise ValueError(f"model: {name!r} {what} ({why})") from error
         loaded = loaded.to(where)
         return cls(loaded, processor, "groma-tabletop" if embedded else source.name, embedded)
 
@@ -214,15 +217,21 @@ class Groma:
         if max < 1:
             raise ValueError(f"max: got {max}, expected 1 or more")
         order = view.proposals.scores.argsort(descending=True, stable=True)[:max].tolist()
-        spans = tuple(
-            Span("", 0, 0, (k,), self._pixels(view, [k]), (float(view.proposals.scores[k]),)) for k in order
-        )
+        spans = tuple(Span("", 0, 0, (k,), self._pixels(view, [k]), (float(view.proposals.scores[k]),)) for k in order)
         return Answer("", spans, bool(spans), "", "".join(markup.proxy(k) for k in order), view.name, view.width,
                       view.height, self.name, {"look": view.seconds})  # fmt: skip
 
     def _pixels(self, view: View, regions: list[int]) -> tuple[tuple[float, float, float, float], ...]:
         boxes = box_ops.to_pixels(box_ops.clip(view.proposals.boxes[regions].float()), view.width, view.height)
         return tuple((b[0], b[1], b[2], b[3]) for b in boxes.tolist())
+
+
+def _load(name: str, dtype: torch.dtype) -> tuple[GromaForConditionalGeneration, GromaProcessor]:
+    """Model and processor. Refuses another family's model, which would be taken for a Groma of the default sizes."""
+    family = GromaConfig.get_config_dict(name)[0].get("model_type")
+    if family != GromaConfig.model_type:
+        raise ValueError(f"its config.json is of type {family!r}, expected {GromaConfig.model_type!r}")
+    return GromaForConditionalGeneration.from_pretrained(name, dtype=dtype), GromaProcessor.from_pretrained(name)
 
 
 def _groups(steps: Tensor, chosen: Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
@@ -261,13 +270,12 @@ def user_boxes(boxes: Sequence[Sequence[float]], width: int, height: int) -> Ten
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" → CUDA, then MPS, then CPU. Raises ValueError for a device this machine or torch does not have."""
+    """ "auto" → CUDA, then MPS, then CPU. Raises ValueError for a device this machine or torch does not have."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(k for k in ("cuda", "mps", "cpu") if available[k]))
-    if name.split(":")[0] not in available:
+    if not re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", name):
         raise ValueError(f"device: got {name!r}, expected auto, cpu, cuda or mps")
     if not available[name.split(":")[0]]:
         raise ValueError(f"device: {name!r} is not available here; available: {[k for k, v in available.items() if v]}")
     return torch.device(name)
-

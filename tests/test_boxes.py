@@ -43,9 +43,9 @@ def test_round_trips_keep_shape_and_input(shape: tuple[int, ...]) -> None:
 
 def test_clip_and_area() -> None:
     assert boxes.clip(T([-0.5, 0.2, 1.5, 0.8])).tolist() == pytest.approx([0, 0.2, 1, 0.8])
-    # a plain box, a line, one reversed in x, one reversed both ways (whose sides multiply to a positive number)
-    given = T([[0.0, 0, 0.5, 0.4], [0.2, 0.2, 0.2, 0.9], [0.5, 0, 0, 0.4], [0.5, 0.4, 0, 0]])
-    assert boxes.area(given).tolist() == pytest.approx([0.2, 0, 0, 0])
+    # a plain box, a line, and boxes reversed in x, in y, and both ways (whose sides multiply to a positive number)
+    given = T([[0.0, 0, 0.5, 0.4], [0.2, 0.2, 0.2, 0.9], [0.5, 0, 0, 0.4], [0, 0.4, 0.5, 0], [0.5, 0.4, 0, 0]])
+    assert boxes.area(given).tolist() == pytest.approx([0.2, 0, 0, 0, 0])
 
 
 IOU_CASES = [

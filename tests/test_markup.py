@@ -120,6 +120,6 @@ def test_nested_markup_leaves_no_tag_and_true_offsets(text: str) -> None:
 
 @pytest.mark.parametrize("unit", ["<p>", "<roi>", "<p>a</p>", "<r1>", "<roi><r1>", "<", " ", "<p></p> "])
 def test_long_broken_markup_is_quick(unit: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     parse(unit * 2000)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

@@ -64,6 +64,7 @@ DESCRIBE = (
     "How would you describe {} in the image?",
 )
 
+
 def opening_turns() -> tuple[Turn, Turn]:
     """The pair of turns every dialogue starts with; it places the image and its regions."""
     return Turn("user", OPENING_QUESTION), Turn("assistant", OPENING_ANSWER)

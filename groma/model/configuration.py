@@ -58,6 +58,12 @@ class GromaConfig(PreTrainedConfig):
     region_*: the region encoder; region_scales are map sizes relative to the patch grid, first to the shallowest of
     the encoder levels used. Two switches exist for the released weights only and are set by nobody else:
     region_boxes "centre" (cx, cy, w, h read as corners) and region_stride_error 2.0 (ROIAlign strides off by two).
+    token_norm: image and region tokens pass a LayerNorm whose gain starts at 0.1, near the size of word embeddings (not
+    in the released weights). Encoder features are large; where a token is hundreds of times a word, what attention
+    writes beside it is lost, and the language model never learns which proxy belongs to which region.
+    named_slots: a region's feature slot also carries the embedding of its proxy word (not in the released weights). The
+    language model then need not learn first which word came before the slot; a small one trained from scratch points
+    far sooner.
     words: how many description words the stage-1 region-words auxiliary predicts (0 = none).
     new_token_ids: id of every word of ``markup.words(proxies)`` in the tokenizer; base_vocab: size before extension.
     """
@@ -83,6 +89,8 @@ class GromaConfig(PreTrainedConfig):
     region_box_hidden: int = 256
     region_boxes: str = "corners"
     region_stride_error: float = 1.0
+    token_norm: bool = False
+    named_slots: bool = False
     words: int = 0
     base_vocab: int = 32000
     new_token_ids: dict[str, int] | None = None

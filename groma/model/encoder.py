@@ -11,6 +11,7 @@ from transformers import AutoModel, PreTrainedConfig
 
 from groma.structures import ImageFeatures
 
+TOKEN_GAIN = 0.1
 LEVELS = 4
 """The proposer reads the mean of the last four hidden states, the region encoder the last three (Groma, 3.2, 3.3)."""
 
@@ -42,11 +43,21 @@ def _to_map(tokens: Tensor, h: int, w: int) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, (h, w))
 
 
+class TokenNorm(nn.LayerNorm):
+    """Makes tokens about as large as word embeddings; see GromaConfig.token_norm."""
+
+    def reset_parameters(self) -> None:
+        """Gain TOKEN_GAIN, no shift."""
+        nn.init.constant_(self.weight, TOKEN_GAIN)
+        nn.init.zeros_(self.bias)
+
+
 class TokenMerge(nn.Module):
     """2x2 neighbouring patches become one image token: channels joined, then a two-layer MLP (Groma, 3.4)."""
 
-    def __init__(self, width: int, llm_width: int) -> None:
+    def __init__(self, width: int, llm_width: int, norm: bool = False) -> None:
         super().__init__()
+        self.norm = TokenNorm(llm_width) if norm else nn.Identity()
         self.mlp = nn.Sequential(nn.Linear(4 * width, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width))
 
     def forward(self, features: ImageFeatures) -> Tensor:
@@ -54,4 +65,4 @@ class TokenMerge(nn.Module):
         x = features.levels[-1]
         # (row, column) offsets (0,0), (1,0), (0,1), (1,1): down first, then right
         quads = torch.cat([x[..., r::2, c::2] for c in (0, 1) for r in (0, 1)], 1)  # (B, 4D, h/2, w/2)
-        return self.mlp(quads.flatten(2).transpose(1, 2))
+        return self.norm(self.mlp(quads.flatten(2).transpose(1, 2)))

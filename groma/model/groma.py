@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from groma.model.configuration import GromaConfig
 from groma.model.detection_loss import detection_losses
-from groma.model.encoder import ImageEncoder, TokenMerge
+from groma.model.encoder import ImageEncoder, TokenMerge, TokenNorm
 from groma.model.proposer import Proposer
 from groma.model.regions import RegionEncoder, select
 from groma.model.splicer import IGNORE, Splicer
@@ -58,7 +58,7 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.encoder = ImageEncoder(config.encoder)
         self.proposer = Proposer(config.proposer, width)
         self.regions = RegionEncoder(config, llm_width)
-        self.bridge = TokenMerge(width, llm_width)
+        self.bridge = TokenMerge(width, llm_width, config.token_norm)
         self.vocabulary = NewWords(config.base_vocab, config.new_words, llm_width)
         self.words_head = nn.Linear(llm_width, config.words) if config.words else None
         self.splicer = Splicer(config)
@@ -70,6 +70,8 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if isinstance(module, Proposer):
             module.reset()
+        elif isinstance(module, TokenNorm):
+            module.reset_parameters()
         elif isinstance(module, NewWords):
             module.reset(self.llm.get_input_embeddings())
 

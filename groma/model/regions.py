@@ -12,6 +12,7 @@ from torchvision.ops import roi_align
 
 from groma import boxes as box_ops
 from groma.model.configuration import GromaConfig
+from groma.model.encoder import TokenNorm
 from groma.structures import ImageFeatures, Proposals
 
 REFER_SCORE = 1.0  # objectness given to a user's box
@@ -121,6 +122,7 @@ class RegionEncoder(nn.Module):
             nn.LayerNorm(hidden),
         )  # fmt: skip
         self.output = nn.Linear(hidden, llm_width)
+        self.norm = TokenNorm(llm_width) if config.token_norm else nn.Identity()
 
     def forward(self, features: ImageFeatures, boxes: list[Tensor]) -> list[Tensor]:
         """boxes: B tensors (N, 4) xyxy in [0, 1] → B tensors (N, E)."""
@@ -134,7 +136,7 @@ class RegionEncoder(nn.Module):
         )
         pooled = torch.stack([conv(self._align(m, image, given)) for conv, m in zip(self.convs, maps, strict=True)])
         x = self.flatten(F.relu(pooled.sum(0)).flatten(1)) + self.box_embedding(given.to(pooled.dtype))  # (R, hidden)
-        return list(self.output(x).split(counts))
+        return list(self.norm(self.output(x)).split(counts))
 
     def _maps(self, features: ImageFeatures) -> list[Tensor]:
         h, w = features.grid
@@ -150,4 +152,3 @@ class RegionEncoder(nn.Module):
         with torch.autocast(level.device.type, enabled=False):
             pooled = roi_align(level.float(), rois, self.size, 1.0, SAMPLES, aligned=True)
         return pooled.to(level.dtype)
-

@@ -27,17 +27,19 @@ SLOT = -1
 
 @dataclass
 class _Row:
-    """One row while it grows: ids with SLOT where a feature goes, labels, and the features in reading order."""
+    """One row while it grows: ids with SLOT where a feature goes, labels, features and their proxies in reading order."""
 
     ids: list[int]
     labels: list[int]
     features: list[Tensor]
+    names: list[int]
 
     def word(self, token: int, label: int = IGNORE) -> None:
         self.ids.append(token)
         self.labels.append(label)
 
-    def slots(self, features: Tensor) -> None:
+    def slots(self, features: Tensor, name: int = SLOT) -> None:
+        self.names.extend([name] * len(features))
         self.ids.extend([SLOT] * len(features))
         self.labels.extend([IGNORE] * len(features))
         self.features.append(features)
@@ -51,13 +53,15 @@ class Splicer:
                                                        markup.REFER_FEAT, markup.GROUND_BOX)}  # fmt: skip
         self.proxies = config.proxy_ids
         self.pad = config.token_id(markup.PAD)
+        self.named = config.named_slots
 
-    def expand(self, prompt: Prompt, view: View) -> tuple[list[int], list[int], Tensor]:
-        """One prompt over one view → ids (T) with -1 in slots, labels (T), features (slots, E) in reading order.
+    def expand(self, prompt: Prompt, view: View) -> tuple[list[int], list[int], Tensor, list[int]]:
+        """One prompt over one view → ids (T) with -1 in slots, labels (T), and for the slots in reading order their
+        features (slots, E) and the proxy ids they belong to (slots), -1 for image tokens.
 
         Raises ValueError, with the counts, when places and boxes do not agree.
         """
-        row = _Row([], [], [])
+        row = _Row([], [], [], [])
         refer = iter(match_regions(prompt.refer_boxes, view.proposals.boxes))
         ground = iter(match_regions(prompt.ground_boxes, view.proposals.boxes))
         self._check(prompt)
@@ -71,17 +75,17 @@ class Splicer:
                 case markup.REGION:
                     for k in range(len(view.proposals)):
                         row.word(self.proxies[k])
-                        row.slots(view.region_tokens[k : k + 1])
+                        row.slots(view.region_tokens[k : k + 1], self.proxies[k])
                 case markup.REFER_BOX:
                     region = next(refer)
                     row.word(self.proxies[region])
                 case markup.REFER_FEAT:
-                    row.slots(view.region_tokens[region : region + 1])
+                    row.slots(view.region_tokens[region : region + 1], self.proxies[region])
                 case _:
                     proxy = self.proxies[next(ground)]
                     row.word(proxy, proxy if label != IGNORE else IGNORE)
         features = torch.cat(row.features) if row.features else view.image_tokens[:0]
-        return row.ids, row.labels, features
+        return row.ids, row.labels, features, row.names
 
     def _check(self, prompt: Prompt) -> None:
         for word, boxes in ((markup.REFER_BOX, prompt.refer_boxes), (markup.GROUND_BOX, prompt.ground_boxes)):
@@ -96,12 +100,15 @@ class Splicer:
         length, device = max(len(r[0]) for r in rows), views[0].image_tokens.device
         ids = torch.full((len(rows), length), self.pad, dtype=torch.long)
         labels, mask = torch.full_like(ids, IGNORE), torch.zeros_like(ids)
-        for i, (row_ids, row_labels, _) in enumerate(rows):
+        for i, (row_ids, row_labels, _, _) in enumerate(rows):
             where = slice(length - len(row_ids), length) if left else slice(0, len(row_ids))
             ids[i, where], labels[i, where] = torch.tensor(row_ids), torch.tensor(row_labels)
             mask[i, where] = 1
         ids, labels, mask = ids.to(device), labels.to(device), mask.to(device)
         embeds = embed(ids.clamp(min=0))  # (B, T, E)
         features = torch.cat([r[2] for r in rows]).to(embeds.dtype)
+        if self.named:
+            names = torch.tensor([name for r in rows for name in r[3]], dtype=torch.long, device=device)
+            features = features + embed(names.clamp(min=0)) * (names != SLOT)[:, None]
         embeds = embeds.masked_scatter((ids == SLOT)[..., None], features)
         return Spliced(embeds, ids, mask, labels, tuple(len(v.proposals) for v in views))

@@ -159,6 +159,29 @@ def test_boxes_are_refined_from_the_layer_before() -> None:
         torch.testing.assert_close(found.logits[name], logits)
 
 
+def test_refinement_is_not_detached() -> None:
+    part = proposer()
+    part(features()).boxes[2].sum().backward()
+    # the last box depends on the head of the layer before, and through it on no other
+    assert part.box_heads[1].last.weight.grad.abs().max() > 0
+    assert not part.box_heads[0].last.weight.grad.any()
+    assert part.enc_box.last.weight.grad is None  # the first stage's coordinates are detached
+
+
+@torch.no_grad()
+def test_input_is_the_mean_of_the_levels_projected_and_normed_by_position() -> None:
+    part, given = proposer(), features(1)
+    seen: list[Tensor] = []
+    part.encoder[0].register_forward_hook(lambda *a: seen.append(a[1][0]))
+    part(given)
+    [projection, norm] = part.input_proj[0]
+    mean = sum(given.levels) / 4
+    for cell in (0, 13, 35):
+        raw = projection.weight[:, :, 0, 0] @ mean[0, :, cell // 6, cell % 6] + projection.bias
+        scaled = (raw - raw.mean()) / (raw.var(correction=0) + 1e-6).sqrt()
+        torch.testing.assert_close(seen[0][0, cell], scaled * norm.weight + norm.bias, atol=1e-5, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_a_batch_equals_its_images_alone() -> None:
     part, both = proposer(levels=3), features(2)

@@ -41,28 +41,30 @@ def test_every_place_by_hand() -> None:
         [-100] * 10 + [10, GROUND, GROUND, 2],
         refer=REGIONS[[1, 0]] * 0.99, ground=REGIONS[[2, 1]] * 0.98,
     )  # fmt: skip
-    ids, labels, features = SPLICER.expand(given, view())
+    ids, labels, features, names = SPLICER.expand(given, view())
     assert ids == [1, -1, -1, 7, R[0], -1, R[1], -1, R[2], -1, 8, R[1], -1, 9, R[0], -1, 10, R[2], R[1], 2]
     assert labels == [-100] * 16 + [10, R[2], R[1], 2]
     assert features[:, 0].tolist() == [100, 101, 200, 201, 202, 201, 200]
+    assert names == [-1, -1, R[0], R[1], R[2], R[1], R[0]]  # the proxy each slot belongs to
 
 
 def test_a_feature_belongs_to_the_last_box_before_it() -> None:
     given = prompt([BOX, BOX, FEAT, FEAT], refer=REGIONS[[0, 2]])
-    ids, _, features = SPLICER.expand(given, view())
+    ids, _, features, names = SPLICER.expand(given, view())
     assert ids == [R[0], R[2], -1, -1]
     assert features[:, 0].tolist() == [202, 202]
+    assert names == [R[2], R[2]]
 
 
 def test_a_ground_box_without_label_stays_without() -> None:
-    ids, labels, _ = SPLICER.expand(prompt([GROUND, 5], [-100, 5], ground=REGIONS[1:2]), view())
+    ids, labels, *_ = SPLICER.expand(prompt([GROUND, 5], [-100, 5], ground=REGIONS[1:2]), view())
     assert ids == [R[1], 5]
     assert labels == [-100, 5]
 
 
 def test_a_prompt_without_places_is_itself() -> None:
-    ids, labels, features = SPLICER.expand(prompt([1, 5, 2], [-100, 5, 2]), view())
-    assert (ids, labels, tuple(features.shape)) == ([1, 5, 2], [-100, 5, 2], (0, WIDTH))
+    ids, labels, features, names = SPLICER.expand(prompt([1, 5, 2], [-100, 5, 2]), view())
+    assert (ids, labels, tuple(features.shape), names) == ([1, 5, 2], [-100, 5, 2], (0, WIDTH), [])
 
 
 @pytest.mark.parametrize("given, message", [
@@ -123,6 +125,23 @@ def test_gradient_reaches_the_features_and_the_words() -> None:
     assert image.grad[:, 0].tolist() == [2, 3]  # slots at positions 2 and 3, counted from 1
     assert tokens.grad[:, 0].tolist() == [5, 7]
     assert EMBEDDING.weight.grad[R[1], 0].item() == 6
+
+
+@torch.no_grad()
+def test_named_slots_carry_the_word_of_their_region() -> None:
+    named = Splicer(GromaConfig(**{**CONFIG.to_dict(), "named_slots": True}))
+    rows = [ROWS[1], prompt([1, IMAGE, BOX, FEAT], refer=REGIONS[1:2])]
+    views = [view(3), view(2, 1000.0)]
+    plain, with_names = SPLICER(rows, views, EMBEDDING, True), named(rows, views, EMBEDDING, True)
+    expected = plain.embeds.clone()
+    for row in range(2):
+        for at in (plain.ids[row] == -1).nonzero().flatten().tolist():
+            before = plain.ids[row, at - 1].item()
+            if before in R:  # a region's slot follows its word; an image's does not
+                expected[row, at] += EMBEDDING.weight[before]
+    assert int((expected != plain.embeds).any(2).sum()) == 4
+    assert torch.equal(with_names.embeds, expected)
+    assert torch.equal(with_names.ids, plain.ids)
 
 
 def test_features_take_the_kind_of_number_of_the_words() -> None:

@@ -55,10 +55,12 @@ def test_a_frozen_base_stays_while_new_rows_learn() -> None:
     assert touched.tolist() == [False, True, False, False]
 
 
-def test_a_trained_base_gets_no_gradient_from_new_words() -> None:
-    base, _, words = parts()
-    words.embed_ids(torch.tensor([4, 12, 13]), base).sum().backward()
+def test_a_trained_base_learns_from_its_own_words_only() -> None:
+    base, head, words = parts()
+    words.logits(words.embed_ids(torch.tensor([4, 12, 13]), base), head)[..., :10].sum().backward()
     assert (base.weight.grad.abs().sum(1) > 0).nonzero().flatten().tolist() == [4]
+    assert head.weight.grad.abs().min() > 0
+    assert not words.head.weight.grad.any()
 
 
 def test_new_rows_start_around_the_mean_of_the_base() -> None:
