@@ -32,7 +32,7 @@ _STAND_IN = {"<": "\ue000", "[": "\ue001"}
 _BACK = {v: k for k, v in _STAND_IN.items()}
 _SPECIAL = re.compile("|".join(re.escape(w) for w in SPECIAL_WORDS) + r"|<r(?:0|[1-9]\d*)>")
 _PROXY = re.compile(r"<r(0|[1-9]\d*)>")
-_GROUP = re.compile(r"(?:<p>(?P<phrase>.*?)</p>\s*)?<roi>(?P<proxies>(?:\s*<r\d+>)*)\s*</roi>", re.DOTALL)
+_GROUP = re.compile(r"(?:<p>(?P<phrase>(?:(?!</?p>).)*)</p>\s*)?<roi>(?P<proxies>(?:\s*<r\d+>)*)\s*</roi>", re.DOTALL)
 
 
 def proxy(index: int) -> str:
@@ -46,7 +46,8 @@ def words(proxies: int = MAX_PROXIES) -> tuple[str, ...]:
 
 
 def escape(text: str) -> str:
-    """Make text from outside inert: no special word survives in it, and ``unescape`` gives it back unchanged."""
+    """Make text from outside inert: no special word survives in it. ``unescape`` gives it back, but for the two
+    characters it borrows (U+E000, U+E001), which become those they stand for."""
     for character, stand_in in _STAND_IN.items():
         text = text.replace(character, stand_in)
     return text

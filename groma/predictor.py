@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -102,9 +102,11 @@ class Groma:
                   ) -> list[View]:  # fmt: skip
         """Several pictures in one pass; each equals what ``look`` gives alone."""
         start = time.perf_counter()
-        pictures = [(i if isinstance(i, Image.Image) else read_image(i)) for i in images]
+        pictures = [ImageOps.exif_transpose(i) if isinstance(i, Image.Image) else read_image(i) for i in images]
         names = [str(i.info.get("filename", "")) if isinstance(i, Image.Image) else str(i) for i in images]
         refer = [user_boxes(b, p.width, p.height) for b, p in zip(boxes or [()] * len(pictures), pictures, strict=True)]
+        if (most := max(map(len, refer))) > self.model.config.max_regions:
+            raise ValueError(f"box: got {most} boxes for one picture, the model takes {self.model.config.max_regions}")
         pixels = self.processor.pixels([p.convert("RGB") for p in pictures]).to(self.device, self.model.dtype)
         views = self.model.look(pixels, tuple(r.to(self.device) for r in refer))
         views = [replace(v, prefix=self._prefill(v)) for v in views]
@@ -151,16 +153,18 @@ class Groma:
         ids, mask = self.processor.pad([torch.cat((p.ids, torch.tensor([self._point]))) for p in prompts])
         last = mask.sum(1) - 1  # (Q) position of <roi>
         cache = _repeat(view.prefix, len(texts))
-        logits, mask, cache = self._continue(ids.to(self.device), mask.to(self.device), None, cache)
+        pointers = view.region_tokens[None].expand(len(texts), -1, -1)
+        logits, mask, cache = self._continue(ids.to(self.device), mask.to(self.device), None, cache, pointers)
         rows = torch.arange(len(texts), device=logits.device)
-        start = logits[rows, last.to(logits.device) - 1].float() / self.model.config.temperature
+        start = logits[rows, last.to(logits.device) - 1].float() / self.model.config.score_temperature
         found = start[:, [self._point, self._nothing]].softmax(-1)[:, 0]  # (Q)
         proxies = self._proxies[: len(view.proposals)].to(logits.device)
-        p = (logits[rows, last.to(logits.device)][:, proxies].float() / self.model.config.temperature).softmax(-1)
-        written, shares = self._write(p, proxies, mask, cache)
+        p = (logits[rows, last.to(logits.device)][:, proxies].float() / self.model.config.score_temperature).softmax(-1)
+        written, shares = self._write(p, proxies, mask, cache, pointers)
         return _Pointing(found.cpu(), p.cpu(), written, shares)
 
-    def _continue(self, ids: Tensor, new_mask: Tensor, mask: Tensor | None, cache: Any) -> tuple[Tensor, Tensor, Any]:
+    def _continue(self, ids: Tensor, new_mask: Tensor, mask: Tensor | None, cache: Any,
+                  pointers: Tensor) -> tuple[Tensor, Tensor, Any]:  # fmt: skip
         """Tokens (Q, T) after a cache → logits (Q, T, V), the mask of everything so far, the longer cache."""
         if mask is None:
             mask = new_mask.new_ones(len(ids), cache.get_seq_length())
@@ -169,10 +173,11 @@ class Groma:
         limit = getattr(self.model.config.llm, "max_position_embeddings", None)
         if limit is not None and mask.shape[1] > limit:
             raise ValueError(f"text: the expression makes a prompt of {mask.shape[1]} tokens, the model takes {limit}")
-        out = self.model.speak(self.model.get_input_embeddings()(ids), mask, cache, True, positions)
+        out = self.model.speak(self.model.get_input_embeddings()(ids), mask, cache, True, positions, pointers=pointers)
         return out.logits, mask, out.past_key_values
 
-    def _write(self, p: Tensor, proxies: Tensor, mask: Tensor, cache: Any) -> tuple[list[list[int]], list[list[float]]]:
+    def _write(self, p: Tensor, proxies: Tensor, mask: Tensor, cache: Any, pointers: Tensor
+               ) -> tuple[list[list[int]], list[list[float]]]:  # fmt: skip
         """Greedy decoding of the group: proxies that exist and are not written yet, until </roi> wins."""
         count = len(proxies)
         allowed = torch.cat((proxies, proxies.new_tensor([self._close])))
@@ -183,8 +188,8 @@ class Groma:
             rows = open_rows.nonzero()[:, 0]
             done[rows, chosen[-1][rows]] = True
             ids = allowed[chosen[-1]][:, None]
-            logits, mask, cache = self._continue(ids, open_rows.long()[:, None], mask, cache)
-            step = logits[:, -1][:, allowed].float() / self.model.config.temperature
+            logits, mask, cache = self._continue(ids, open_rows.long()[:, None], mask, cache, pointers)
+            step = logits[:, -1][:, allowed].float() / self.model.config.score_temperature
             step = step.masked_fill(done, float("-inf")).softmax(-1)
             steps.append(step)
             chosen.append(step.argmax(1))

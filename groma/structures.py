@@ -181,13 +181,15 @@ class View:
 @dataclass(frozen=True)
 class Spliced:
     """Language-model input after splicing: embeds (B, T, E), ids (B, T) with proxies in place of boxes and -1 in
-    feature slots, mask (B, T), labels (B, T) or None, ``regions`` (B) counts of proxies that exist."""
+    feature slots, mask (B, T), labels (B, T) or None, ``regions`` (B) counts of proxies that exist, and ``pointers``
+    (B, N, E) their tokens, zero beyond a row's count."""
 
     embeds: Tensor
     ids: Tensor
     mask: Tensor
     labels: Tensor | None
     regions: tuple[int, ...]
+    pointers: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.embeds.shape[:2] != self.mask.shape or self.ids.shape != self.mask.shape:

@@ -66,7 +66,7 @@ def oracle(groma: Groma, view: View, text: str) -> tuple[float, Tensor, list[int
     def logits(after: list[int]) -> Tensor:
         ids = torch.cat((prompt.ids, torch.tensor(after, dtype=torch.long)))
         given = Prompt(ids, torch.full_like(ids, -100), prompt.refer_boxes, prompt.ground_boxes)
-        return model.speak(model.splice([view], [given]).embeds).logits[0, -1].double() / config.temperature
+        return model.speak(model.splice([view], [given]).embeds).logits[0, -1].double() / config.score_temperature
 
     def share(scores: Tensor, tokens: list[int]) -> Tensor:
         return scores[tokens].softmax(0)
@@ -93,7 +93,7 @@ def oracle(groma: Groma, view: View, text: str) -> tuple[float, Tensor, list[int
 
 
 @pytest.mark.parametrize("seed, changes", [
-    (0, {}), (1, {}), (2, {"temperature": 2.5}), (3, {"temperature": 0.3}),
+    (0, {}), (1, {}), (2, {"score_temperature": 2.5}), (3, {"score_temperature": 0.3}),
     (4, {"max_regions": 1}), (5, {"max_regions": 2}), (6, {"score_threshold": 0.99}),
 ])  # fmt: skip
 def test_scores_and_regions_equal_the_oracle(

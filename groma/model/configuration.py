@@ -61,9 +61,11 @@ class GromaConfig(PreTrainedConfig):
     token_norm: image and region tokens pass a LayerNorm whose gain starts at 0.1, near the size of word embeddings (not
     in the released weights). Encoder features are large; where a token is hundreds of times a word, what attention
     writes beside it is lost, and the language model never learns which proxy belongs to which region.
-    named_slots: a region's feature slot also carries the embedding of its proxy word (not in the released weights). The
-    language model then need not learn first which word came before the slot; a small one trained from scratch points
-    far sooner.
+    named_slots: a region's feature slot also carries the embedding of its proxy word (not in the released weights), so
+    that the language model need not learn first which word came before the slot.
+    pointer_head: a proxy's output row is its word's row plus its region's token through a learned matrix, so that what
+    is said can match what is seen directly (not in the released weights: a pre-trained language model looks the proxy
+    up by attention; a small one trained from scratch did not learn to from 60,000 questions).
     words: how many description words the stage-1 region-words auxiliary predicts (0 = none).
     new_token_ids: id of every word of ``markup.words(proxies)`` in the tokenizer; base_vocab: size before extension.
     """
@@ -91,11 +93,12 @@ class GromaConfig(PreTrainedConfig):
     region_stride_error: float = 1.0
     token_norm: bool = False
     named_slots: bool = False
+    pointer_head: bool = False
     words: int = 0
     base_vocab: int = 32000
     new_token_ids: dict[str, int] | None = None
     found_threshold: float = 0.5
-    temperature: float = 1.0
+    score_temperature: float = 1.0
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from groma.model.configuration import GromaConfig
 from groma.model.detection_loss import detection_losses
 from groma.model.encoder import ImageEncoder, TokenMerge, TokenNorm
-from groma.model.proposer import Proposer
+from groma.model.proposer import RARE, Proposer
 from groma.model.regions import RegionEncoder, select
 from groma.model.splicer import IGNORE, Splicer
 from groma.model.vocabulary import JoinedEmbedding, NewWords
@@ -59,7 +59,7 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.proposer = Proposer(config.proposer, width)
         self.regions = RegionEncoder(config, llm_width)
         self.bridge = TokenMerge(width, llm_width, config.token_norm)
-        self.vocabulary = NewWords(config.base_vocab, config.new_words, llm_width)
+        self.vocabulary = NewWords(config.base_vocab, config.new_words, llm_width, config.proxies, config.pointer_head)
         self.words_head = nn.Linear(llm_width, config.words) if config.words else None
         self.splicer = Splicer(config)
         self.post_init()
@@ -70,10 +70,12 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if isinstance(module, Proposer):
             module.reset()
+        elif self.proposer.is_objectness(module):
+            nn.init.constant_(module.bias, RARE)  # type: ignore[arg-type]
         elif isinstance(module, TokenNorm):
             module.reset_parameters()
-        elif isinstance(module, NewWords):
-            module.reset(self.llm.get_input_embeddings())
+        elif module is self.vocabulary.head:  # after vocabulary.embed: transformers asks leaf by leaf, in order
+            self.vocabulary.reset(self.llm.get_input_embeddings())
 
     def get_input_embeddings(self) -> nn.Module:
         """One lookup over base and new words."""
@@ -110,13 +112,17 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.splicer(prompts, views, self.get_input_embeddings(), left)
 
     def speak(self, embeds: Tensor, mask: Tensor | None = None, past_key_values: Any = None, use_cache: bool = False,
-              position_ids: Tensor | None = None, last: int = 0) -> GromaOutput:  # fmt: skip
-        """The language model on embeddings (B, T, E) → logits (B, T, V), of the ``last`` positions only if given."""
+              position_ids: Tensor | None = None, last: int = 0, pointers: Tensor | None = None
+              ) -> GromaOutput:  # fmt: skip
+        """The language model on embeddings (B, T, E) → logits (B, T, V), of the ``last`` positions only if given.
+
+        pointers (B, N, E): the region tokens a pointer head matches; ``Spliced.pointers`` or a view's region_tokens.
+        """
         base = self.llm.get_decoder()
         out = base(inputs_embeds=embeds, attention_mask=mask, past_key_values=past_key_values, use_cache=use_cache,
                    position_ids=position_ids)  # fmt: skip
         hidden = out.last_hidden_state[:, -last:] if last else out.last_hidden_state
-        logits = self.vocabulary.logits(hidden, self.llm.get_output_embeddings())
+        logits = self.vocabulary.logits(hidden, self.llm.get_output_embeddings(), pointers)
         return GromaOutput(logits=logits, past_key_values=out.past_key_values)
 
     # -- training and transformers' forward ---------------------------------------------------------------------------
@@ -127,8 +133,8 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 targets: tuple[Tensor, ...] = (), target_words: Words = (),
                 source: str = "coco", seed: int | None = None, inputs_embeds: Tensor | None = None,
                 past_key_values: Any = None, use_cache: bool | None = None, position_ids: Tensor | None = None,
-                logits_to_keep: int = 0, cache_position: Tensor | None = None, return_dict: bool | None = None
-                ) -> GromaOutput:  # fmt: skip
+                logits_to_keep: int = 0, cache_position: Tensor | None = None, return_dict: bool | None = None,
+                pointers: Tensor | None = None) -> GromaOutput:  # fmt: skip
         """Losses of a batch, or logits.
 
         With ``targets``: detection losses of head ``source`` (and "words" with target_words). With ``labels``: the
@@ -138,7 +144,8 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if pixel_values is None:
             embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-            return self.speak(embeds, attention_mask, past_key_values, bool(use_cache), position_ids, logits_to_keep)
+            return self.speak(embeds, attention_mask, past_key_values, bool(use_cache), position_ids, logits_to_keep,
+                              pointers)  # fmt: skip
         generator = None if seed is None or not self.training else torch.Generator().manual_seed(seed)
         losses: dict[str, Tensor] = {}
         logits = None
@@ -148,9 +155,11 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             views = self.look(pixel_values, refer_boxes, ground_boxes, generator)
             spliced = self.splice(views, _prompts(input_ids, attention_mask, labels, refer_boxes, ground_boxes))
             if labels is None:
-                logits = self.speak(spliced.embeds, spliced.mask).logits
+                logits = self.speak(spliced.embeds, spliced.mask, pointers=spliced.pointers).logits
             else:
                 losses["text"] = self._text_loss(spliced)
+        if not losses and logits is None:
+            raise ValueError("pixel_values came without input_ids or targets: nothing to do with the picture")
         loss = torch.stack(list(losses.values())).sum() if losses else None
         return GromaOutput(loss=loss, losses=losses or None, logits=logits)
 
@@ -182,7 +191,9 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         hidden = self.llm.get_decoder()(inputs_embeds=spliced.embeds, attention_mask=spliced.mask).last_hidden_state
         wanted = spliced.labels[:, 1:]  # type: ignore[index]
         chosen = wanted != IGNORE
-        logits = self.vocabulary.logits(hidden[:, :-1][chosen], self.llm.get_output_embeddings())  # (L, V)
+        pointers = spliced.pointers[chosen.nonzero()[:, 0]] if spliced.pointers is not None else None  # (L, N, E)
+        head = self.llm.get_output_embeddings()
+        logits = self.vocabulary.logits(hidden[:, :-1][chosen][:, None], head, pointers)[:, 0]  # (L, V)
         if not len(logits):
             return hidden.sum() * 0.0
         return F.cross_entropy(logits.float(), wanted[chosen])
@@ -204,7 +215,7 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         spliced = self.splice(views, _prompts(input_ids, attention_mask, None, refer_boxes, ()), left=True)
         existing = ExistingProxies(self.config, list(spliced.regions))
         processors = LogitsProcessorList([existing, *(logits_processor or [])])
-        return super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask,
+        return super().generate(inputs_embeds=spliced.embeds, attention_mask=spliced.mask, pointers=spliced.pointers,
                                 logits_processor=processors, **options)  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from groma.model.configuration import ProposerConfig
 from groma.model.deformable import DecoderLayer, DeformableAttention, EncoderLayer, Grid
 from groma.structures import ImageFeatures, Proposals
 
+RARE = -math.log((1 - 0.01) / 0.01)  # bias of an objectness head at first: one query in a hundred is an object
 ANCHOR = 0.05  # side of a grid proposal at the finest level; doubles with every coarser one
 
 
@@ -93,13 +94,17 @@ class Proposer(nn.Module):
             if isinstance(module, DeformableAttention):
                 module.reset()
         nn.init.normal_(self.level_embed)
-        rare = -math.log((1 - 0.01) / 0.01)
-        for head in self.modules():
-            if isinstance(head, nn.Linear) and head.out_features == 1:  # every objectness head
-                nn.init.constant_(head.bias, rare)
-            elif isinstance(head, BoxHead):
-                nn.init.zeros_(head.last.weight)
-                nn.init.zeros_(head.last.bias)
+        for module in self.modules():
+            if self.is_objectness(module):
+                nn.init.constant_(module.bias, RARE)  # type: ignore[arg-type]
+            elif isinstance(module, BoxHead):
+                nn.init.zeros_(module.last.weight)
+                nn.init.zeros_(module.last.bias)
+
+    def is_objectness(self, module: nn.Module) -> bool:
+        """Is this one of the objectness heads, of the first stage or of a decoder layer?"""
+        layers = (layer for head in self.class_heads.values() for layer in head.children())
+        return module is self.enc_class or any(module is layer for layer in layers)
 
     def forward(self, features: ImageFeatures) -> Detections:
         """One pass over B images: mean of the levels → maps → grid proposals → Q refined boxes."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from groma import markup
 from groma.model.configuration import GromaConfig
@@ -27,7 +28,7 @@ SLOT = -1
 
 @dataclass
 class _Row:
-    """One row while it grows: ids with SLOT where a feature goes, labels, features and their proxies in reading order."""
+    """One row while it grows: ids with SLOT where a feature goes, labels, features and their proxies in order."""
 
     ids: list[int]
     labels: list[int]
@@ -111,4 +112,5 @@ class Splicer:
             names = torch.tensor([name for r in rows for name in r[3]], dtype=torch.long, device=device)
             features = features + embed(names.clamp(min=0)) * (names != SLOT)[:, None]
         embeds = embeds.masked_scatter((ids == SLOT)[..., None], features)
-        return Spliced(embeds, ids, mask, labels, tuple(len(v.proposals) for v in views))
+        pointers = pad_sequence([v.region_tokens for v in views], batch_first=True)
+        return Spliced(embeds, ids, mask, labels, tuple(len(v.proposals) for v in views), pointers)

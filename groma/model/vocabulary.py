@@ -12,8 +12,10 @@ from torch import Tensor, nn
 class NewWords(nn.Module):
     """W embedding rows and W head rows (no bias). Only these learn the new words; the base stays as it is."""
 
-    def __init__(self, base_vocab: int, new_words: int, width: int) -> None:
+    def __init__(self, base_vocab: int, new_words: int, width: int, proxies: int = 0, pointer: bool = False) -> None:
         super().__init__()
+        self.proxies = proxies  # the last words of the vocabulary
+        self.pointer = nn.Linear(width, width, bias=False) if pointer else None
         self.base_vocab = base_vocab
         self.embed = nn.Embedding(new_words, width)
         self.head = nn.Linear(width, new_words, bias=False)
@@ -31,9 +33,17 @@ class NewWords(nn.Module):
         rows = base(ids.masked_fill(new, 0))
         return torch.where(new[..., None], self.embed((ids - self.base_vocab).clamp(min=0)).to(rows.dtype), rows)
 
-    def logits(self, hidden: Tensor, base_head: nn.Module) -> Tensor:
-        """hidden (..., E) → logits (..., V + W), base words first."""
-        return torch.cat((base_head(hidden)[..., : self.base_vocab], self.head(hidden)), -1)
+    def logits(self, hidden: Tensor, base_head: nn.Module, pointers: Tensor | None = None) -> Tensor:
+        """hidden (B, T, E) → logits (B, T, V + W), base words first.
+
+        pointers (B, N, E), zero where a row has fewer regions: with a pointer head, region k's token adds to <rk>.
+        """
+        new = self.head(hidden)
+        if self.pointer is not None and pointers is not None:
+            matches = self.pointer(hidden) @ pointers.to(hidden.dtype).transpose(1, 2)  # (B, T, N)
+            first = new.shape[-1] - self.proxies
+            new = new + nn.functional.pad(matches, (first, self.proxies - matches.shape[-1]))
+        return torch.cat((base_head(hidden)[..., : self.base_vocab], new), -1)
 
 
 class JoinedEmbedding(nn.Module):

@@ -2,10 +2,11 @@
 """Between stage 1 and stage 2: give image and region tokens a size and a middle the language model can work with.
 
 examples:
-  python projects/tabletop/centre_tokens.py --model outputs/stage1/final --data data/tabletop/train --out outputs/centred
+  python projects/tabletop/centre_tokens.py --model outputs/stage1/final --data data/tabletop/train --out outputs/start
 
-Turns ``token_norm`` and ``named_slots`` on (GromaConfig says why), and moves the bias of the last layers so that tokens
-average zero over the first pictures of --data. Stage 1 leaves region tokens 100 long; a word is 0.4 long.
+Turns ``token_norm``, ``named_slots`` and ``pointer_head`` on (GromaConfig says why), and moves the bias of the last
+layers so that tokens average zero over the first pictures of --data. Stage 1 leaves region tokens 100 long; a word is
+0.4 long.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
 
         logging.set_verbosity_error()  # the norms are new on purpose
         config = GromaConfig.from_pretrained(args.model)
-        config.token_norm = config.named_slots = True
+        config.token_norm = config.named_slots = config.pointer_head = True
         model = GromaForConditionalGeneration.from_pretrained(args.model, config=config).eval()
+        torch.manual_seed(0)
+        model.vocabulary.reset(model.llm.get_input_embeddings())
         processor = GromaProcessor.from_pretrained(args.model)
         samples = Detection(args.data / "regions.json", args.data / "images")
         regions, images = [], []

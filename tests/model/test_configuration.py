@@ -73,13 +73,13 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> No
 
 
 def test_saved_and_loaded_configurations_are_equal(tmp_path: Path) -> None:
-    config = GromaConfig(proposer={"levels": 2, "queries": 77}, temperature=1.5, found_threshold=0.25, words=3)
+    config = GromaConfig(proposer={"levels": 2, "queries": 77}, score_temperature=1.5, found_threshold=0.25, words=3)
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert type(loaded) is GromaConfig
     assert isinstance(loaded.proposer, ProposerConfig)
     assert loaded.proposer.queries == 77
-    assert (loaded.temperature, loaded.found_threshold, loaded.words) == (1.5, 0.25, 3)
+    assert (loaded.score_temperature, loaded.found_threshold, loaded.words) == (1.5, 0.25, 3)
     assert loaded.new_token_ids == config.new_token_ids
     where = {"_name_or_path": "", "transformers_version": ""}
     assert loaded.to_dict() | where == config.to_dict() | where
