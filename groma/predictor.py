@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -91,8 +91,9 @@ class Groma:
     # -- look ---------------------------------------------------------------------------------------------------------
 
     def look(self, image: str | Path | Image.Image, boxes: Sequence[Sequence[float]] = ()) -> View:
-        """One picture → its View. ``boxes``: a user's own regions, xyxy pixels of the upright picture.
+        """One picture → its View. A file is turned upright by its EXIF; a PIL image is taken as it is.
 
+        boxes: a user's own regions, xyxy pixels of the upright picture.
         Raises ImageError for a file that is no picture, ValueError for a box outside it.
         """
         return self.look_many([image], [boxes])[0]
@@ -102,7 +103,7 @@ class Groma:
                   ) -> list[View]:  # fmt: skip
         """Several pictures in one pass; each equals what ``look`` gives alone."""
         start = time.perf_counter()
-        pictures = [ImageOps.exif_transpose(i) if isinstance(i, Image.Image) else read_image(i) for i in images]
+        pictures = [i if isinstance(i, Image.Image) else read_image(i) for i in images]
         names = [str(i.info.get("filename", "")) if isinstance(i, Image.Image) else str(i) for i in images]
         refer = [user_boxes(b, p.width, p.height) for b, p in zip(boxes or [()] * len(pictures), pictures, strict=True)]
         if (most := max(map(len, refer))) > self.model.config.max_regions:
