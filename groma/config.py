@@ -75,8 +75,7 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    """What is read. ``words``: the region-words vocabulary, a list or a text file with one word a line.
-
+    """What is read. ``words``: the region-words vocabulary, a list or a text file; ``answers_only``: loss on answers.
     ``prompt_stage``: "align" or "instruct", the two published turn separators ("" follows the stage).
     """
 
@@ -85,6 +84,7 @@ class DataConfig:
     workers: int = 1
     prefetch: int = 4
     max_length: int = 2048
+    answers_only: bool = True
     augment: bool = True
     prompt_stage: str = ""
 

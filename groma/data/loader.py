@@ -118,6 +118,7 @@ class TooLongError(ValueError):
 class Examples(torch.utils.data.Dataset["Example | None"]):
     """Key → Example. A record whose image is unusable, or whose first turns are too long, gives None and is counted.
 
+    ``answers_only`` False takes the loss on questions too, for a language model that knows no language yet.
     ``augment`` flips and crops detection records (dialogues speak of left and right, and stay). ``words`` is the list
     that target phrases are looked up in. When more than ``max_skipped`` of all records (a share) were unusable, the
     next one raises ValueError.
@@ -132,10 +133,11 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
         words: Sequence[str] = (),
         augment: bool = False,
         max_skipped: float = 0.01,
+        answers_only: bool = True,
     ) -> None:
         self.mixture, self.processor, self.stage, self.max_length = mixture, processor, stage, max_length
         self.words = {word: i for i, word in enumerate(words)}
-        self.augment, self.max_skipped = augment, max_skipped
+        self.augment, self.max_skipped, self.answers_only = augment, max_skipped, answers_only
         self._opening = opening_prompt(processor)
         self._total = sum(len(source.records) for source in mixture.sources)
         # Shared by all workers: how many were skipped, then (source, record) of each.
@@ -195,7 +197,7 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
                 self._opening, question_prompt(self.processor, sample.turns[:count], self.stage, open_answer=False)
             )
             if len(prompt.ids) <= self.max_length:
-                return prompt
+                return prompt if self.answers_only else learn_questions(prompt, len(self._opening.ids))
         raise TooLongError(f"{len(prompt.ids)} tokens with one pair of turns, expected at most {self.max_length}")
 
     def _note(self, key: Key, error: ValueError) -> None:
@@ -212,6 +214,13 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
                 ) from error
             self._skipped[1 + 2 * count : 3 + 2 * count] = [key.source, key.record]
             self._skipped[0] = count + 1
+
+
+def learn_questions(prompt: Prompt, start: int) -> Prompt:
+    """``prompt`` with every token from ``start`` on as its own label: questions as well as answers."""
+    labels = prompt.labels.clone()
+    labels[start:] = prompt.ids[start:]
+    return Prompt(prompt.ids, labels, prompt.refer_boxes, prompt.ground_boxes)
 
 
 def collate(examples: Sequence[Example | None]) -> Batch:

@@ -27,6 +27,7 @@ def examples(run: RunConfig, processor: GromaProcessor) -> tuple[Mixture, Exampl
         processor,
         stage="align" if run.prompt_stage == "align" else "instruct",
         max_length=run.data.max_length,
+        answers_only=run.data.answers_only,
         words=read_words(run.data.words),
         augment=run.data.augment,
     )
