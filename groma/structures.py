@@ -182,7 +182,7 @@ class View:
 class Spliced:
     """Language-model input after splicing: embeds (B, T, E), ids (B, T) with proxies in place of boxes and -1 in
     feature slots, mask (B, T), labels (B, T) or None, ``regions`` (B) counts of proxies that exist, and ``pointers``
-    (B, N, E) their tokens, zero beyond a row's count."""
+    (B, N, E) their tokens, zero beyond a row's count (None for a model without a pointer head)."""
 
     embeds: Tensor
     ids: Tensor

@@ -25,6 +25,7 @@ from groma.model.vocabulary import JoinedEmbedding, NewWords
 from groma.structures import ImageFeatures, Prompt, Proposals, Spliced, View
 
 Words = tuple[tuple[tuple[int, ...], ...], ...]  # per image, per box: ids of the words that describe it
+LOST_PICTURE = "pixel_values came without input_ids or targets: nothing to do with the picture"
 JITTER = 0.1  # of a side: how far stage 1 moves the boxes whose words it asks for, so that proposals do as well
 
 
@@ -146,6 +147,8 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
             return self.speak(embeds, attention_mask, past_key_values, bool(use_cache), position_ids, logits_to_keep,
                               pointers)  # fmt: skip
+        if input_ids is None and not targets:
+            raise ValueError(LOST_PICTURE)
         generator = None if seed is None or not self.training else torch.Generator().manual_seed(seed)
         losses: dict[str, Tensor] = {}
         logits = None
@@ -158,8 +161,6 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 logits = self.speak(spliced.embeds, spliced.mask, pointers=spliced.pointers).logits
             else:
                 losses["text"] = self._text_loss(spliced)
-        if not losses and logits is None:
-            raise ValueError("pixel_values came without input_ids or targets: nothing to do with the picture")
         loss = torch.stack(list(losses.values())).sum() if losses else None
         return GromaOutput(loss=loss, losses=losses or None, logits=logits)
 
@@ -247,7 +248,7 @@ def _prompts(ids: Tensor | None, mask: Tensor | None, labels: Tensor | None, ref
              ground: tuple[Tensor, ...]) -> list[Prompt]:  # fmt: skip
     """Padded tensors (B, T) → one Prompt a row, without the padding, whichever side it is on."""
     if ids is None:
-        raise ValueError("pixel_values came without input_ids or targets: nothing to do with the picture")
+        raise ValueError(LOST_PICTURE)
     nothing = torch.zeros(0, 4, device=ids.device)
     rows = []
     for i in range(len(ids)):

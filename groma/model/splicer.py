@@ -54,7 +54,7 @@ class Splicer:
                                                        markup.REFER_FEAT, markup.GROUND_BOX)}  # fmt: skip
         self.proxies = config.proxy_ids
         self.pad = config.token_id(markup.PAD)
-        self.named = config.named_slots
+        self.named, self.points = config.named_slots, config.pointer_head
 
     def expand(self, prompt: Prompt, view: View) -> tuple[list[int], list[int], Tensor, list[int]]:
         """One prompt over one view → ids (T) with -1 in slots, labels (T), and for the slots in reading order their
@@ -112,5 +112,5 @@ class Splicer:
             names = torch.tensor([name for r in rows for name in r[3]], dtype=torch.long, device=device)
             features = features + embed(names.clamp(min=0)) * (names != SLOT)[:, None]
         embeds = embeds.masked_scatter((ids == SLOT)[..., None], features)
-        pointers = pad_sequence([v.region_tokens for v in views], batch_first=True)
+        pointers = pad_sequence([v.region_tokens for v in views], batch_first=True) if self.points else None
         return Spliced(embeds, ids, mask, labels, tuple(len(v.proposals) for v in views), pointers)
