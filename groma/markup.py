@@ -26,7 +26,7 @@ SPECIAL_WORDS: tuple[str, ...] = (
 """The 17 special words in the order of the published vocabulary; the proxies follow them."""
 MAX_PROXIES = 100
 NOTHING = "Nothing matches."
-"""The whole answer to a referring question whose referent is absent."""
+"""What a person reads when a referent is absent; the model writes an empty group, ``<roi></roi>``, before it."""
 
 _STAND_IN = {"<": "\ue000", "[": "\ue001"}
 _BACK = {v: k for k, v in _STAND_IN.items()}

@@ -4,11 +4,12 @@
     view = groma.look("table.jpg")
     groma.refer(view, "the red cup").boxes
 
-How a region is scored. One forward pass reads, for an expression, the probability f that the answer starts by
-pointing rather than by saying that nothing matches, and the distribution p over the proxies that exist in this view.
-Region k scores ``f · p_k · o_k`` with o its objectness: something matches, it is k, and k is an object. When several
-regions are written ("all the cups"), p is shared between them, so each is given the sum over those written from its
-step on. ``found`` is f ≥ ``config.found_threshold``, fitted on a validation set.
+How a region is scored. One forward pass reads, for an expression, the probability f that the answer points at
+something: that it opens a group rather than saying that nothing matches, times that it does not close the group at
+once; and the distribution p over the proxies that exist in this view, given that it points. Region k scores
+``f · p_k · o_k`` with o its objectness: something matches, it is k, and k is an object. When several regions are
+written ("all the cups"), p is shared between them, so each is given the sum over those written from its step on.
+``found`` is f ≥ ``config.found_threshold``, fitted on a validation set.
 """
 
 from __future__ import annotations
@@ -160,7 +161,10 @@ class Groma:
         start = logits[rows, last.to(logits.device) - 1].float() / self.model.config.score_temperature
         found = start[:, [self._point, self._nothing]].softmax(-1)[:, 0]  # (Q)
         proxies = self._proxies[: len(view.proposals)].to(logits.device)
-        p = (logits[rows, last.to(logits.device)][:, proxies].float() / self.model.config.score_temperature).softmax(-1)
+        inside = torch.cat((proxies, proxies.new_tensor([self._close])))
+        first = logits[rows, last.to(logits.device)][:, inside].float() / self.model.config.score_temperature
+        found = found * (1 - first.softmax(-1)[:, -1])
+        p = first[:, :-1].softmax(-1)
         written, shares = self._write(p, proxies, mask, cache, pointers)
         return _Pointing(found.cpu(), p.cpu(), written, shares)
 

@@ -103,8 +103,13 @@ def describe_question(template: int = 0) -> str:
 
 
 def boxes_answer(count: int) -> str:
-    """The answer that points at ``count`` boxes; at none, the answer that nothing matches."""
-    return f"{markup.ROI_OPEN}{markup.GROUND_BOX * count}{markup.ROI_CLOSE}" if count else markup.NOTHING
+    """The answer that points at ``count`` boxes; at none, an empty group and the sentence that nothing matches.
+
+    The group is opened either way: where the model chooses a region it can also close the group, so "nothing" competes
+    with the regions themselves.
+    """
+    nothing = "" if count else markup.NOTHING
+    return f"{markup.ROI_OPEN}{markup.GROUND_BOX * count}{markup.ROI_CLOSE}{nothing}"
 
 
 def refer_turns(expression: str, boxes: Tensor, template: int = 0) -> tuple[Turn, Turn]:

@@ -4,9 +4,12 @@
 examples:
   python projects/tabletop/centre_tokens.py --model outputs/stage1/final --data data/tabletop/train --out outputs/start
 
-Turns ``token_norm``, ``named_slots`` and ``pointer_head`` on (GromaConfig says why), and moves the bias of the last
-layers so that tokens average zero over the first pictures of --data. Stage 1 leaves region tokens 100 long; a word is
-0.4 long.
+Turns ``token_norm``, ``named_slots`` and ``pointer_head`` on (GromaConfig says why), and changes the last layers so
+that tokens average zero over the first pictures of --data. Stage 1 leaves region tokens 100 long; a word is 0.4 long.
+
+Region tokens are also evened out: twenty directions, those of the words of stage 1, hold 99 % of their variance, and
+where a region is, which the relations need, is nearly lost beside them. Every principal direction is scaled by the
+fourth root of its variance, so that a share of 1/10,000 becomes one of 1/100.
 """
 
 from __future__ import annotations
@@ -14,8 +17,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from groma import cli
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLOOR = 1e-6
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -24,8 +33,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", metavar="DIR", required=True, help="what stage 1 left in its final/")
     parser.add_argument("--data", metavar="DIR", required=True, type=Path, help="the training split")
     parser.add_argument("--out", metavar="DIR", required=True, type=Path, help="where the model goes")
-    parser.add_argument("--pictures", metavar="N", type=cli.at_least_one, default=128, help="default: %(default)s")
+    parser.add_argument("--pictures", metavar="N", type=cli.at_least_one, default=500, help="default: %(default)s")
     return parser.parse_args(arguments)
+
+
+def even(tokens: Tensor) -> Tensor:
+    """The symmetric map (E, E) that scales each principal direction of tokens (K, E) by its variance to the -1/4.
+
+    Directions of less than FLOOR of the largest variance count as having that much: they are noise.
+    """
+    import torch
+
+    centred = (tokens - tokens.mean(0)).double()
+    variance, directions = torch.linalg.eigh(centred.T @ centred / len(tokens))
+    scale = variance.clamp(min=FLOOR * float(variance[-1])) ** -0.25
+    return (directions * scale @ directions.T).to(tokens.dtype)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,6 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
                 layer.bias -= tokens.mean(0)
                 after = float((tokens - tokens.mean(0)).norm(dim=1).mean())
                 print(f"{len(tokens)} tokens: {before:.1f} long on average, {after:.1f} from their middle")
+            scale = even(torch.cat(regions))
+            model.regions.output.weight.copy_(scale @ model.regions.output.weight)
+            model.regions.output.bias.copy_(scale @ model.regions.output.bias)
         model.save_pretrained(args.out)
         processor.save_pretrained(args.out)
     return cli.FOUND

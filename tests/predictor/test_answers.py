@@ -43,7 +43,9 @@ def oracle(groma: Groma, view: View, text: str) -> tuple[float, Tensor, list[int
 
     f = share(logits([]), [point, nothing])[0].item()
     proxies = config.proxy_ids[: len(view.proposals)]
-    p = share(logits([point]), proxies)
+    inside = logits([point])
+    f *= 1 - share(inside, [*proxies, close])[-1].item()
+    p = share(inside, proxies)
     steps, written, left = [dict(enumerate(p.tolist()))], [int(p.argmax())], set(range(len(proxies)))
     while True:
         left.discard(written[-1])
