@@ -6,6 +6,7 @@ Standard library only until a model is loaded, so that ``--help`` and a mistyped
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import logging
 import math
@@ -67,10 +68,15 @@ def load(model: str | None, device: str, dtype: str, quiet: bool) -> Groma:
     """The model of the command line; says on standard error what the embedded one is for, unless ``quiet``."""
     if model is not None and (model.startswith(("/", ".", "~")) or model.count("/") > 1) and not Path(model).is_dir():
         raise ValueError(f"--model {model}: no such directory")  # before the seconds that the libraries take to load
-    _hush_libraries()
-    from groma.predictor import Groma
+    gc.disable()  # the libraries make a million objects that stay; to look for garbage among them is a fifth of the start
+    try:
+        _hush_libraries()
+        from groma.predictor import Groma
 
-    groma = Groma.from_pretrained(model, device=device, dtype=dtype)
+        groma = Groma.from_pretrained(model, device=device, dtype=dtype)
+    finally:
+        gc.freeze()
+        gc.enable()
     if groma.is_embedded and not quiet:
         _tell(EMBEDDED_NOTE)
     return groma

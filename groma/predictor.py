@@ -9,7 +9,9 @@ something: that it opens a group rather than saying that nothing matches, times 
 once; and the distribution p over the proxies that exist in this view, given that it points. Region k scores
 ``f · p_k · o_k`` with o its objectness: something matches, it is k, and k is an object. When several regions are
 written ("all the cups"), p is shared between them, so each is given the sum over those written from its step on.
-``found`` is f ≥ ``config.found_threshold``, fitted on a validation set.
+The certainty of the answer is f times the share of the first region written, that is of all of them; ``found`` is
+certainty ≥ ``config.found_threshold``, fitted on a validation set. f alone would refuse more of what is there and new:
+a pair of words never met lowers f, but not p, while what is absent lowers both.
 """
 
 from __future__ import annotations
@@ -204,6 +206,7 @@ class Groma:
     def _answer(self, view: View, text: str, read: _Pointing, row: int, top_k: int | None, min_score: float,
                 spent: float) -> Answer:  # fmt: skip
         f, p = float(read.found[row]), read.p[row]
+        certainty = f * read.shares[row][0]
         if top_k is None:
             regions, shares = read.written[row], read.shares[row]
         else:
@@ -212,13 +215,14 @@ class Groma:
         objectness = view.proposals.scores
         scored = [(k, f * s * float(objectness[k])) for k, s in zip(regions, shares, strict=True)]
         scored = sorted((item for item in scored if item[1] >= min_score), key=lambda item: -item[1])
-        found = bool(scored) and f >= self.model.config.found_threshold
+        found = bool(scored) and certainty >= self.model.config.found_threshold
         scored = scored if found else []
         raw = f"{text} {''.join(markup.proxy(k) for k, _ in scored)}" if found else markup.NOTHING
         span = Span(text, 0, len(text), tuple(k for k, _ in scored), self._pixels(view, [k for k, _ in scored]),
                     tuple(s for _, s in scored))  # fmt: skip
         return Answer(text if found else markup.NOTHING, (span,) if found else (), found, text, raw, view.name,
-                      view.width, view.height, self.name, {"look": view.seconds, "answer": spent}, f)  # fmt: skip
+                      view.width, view.height, self.name, {"look": view.seconds, "answer": spent}, f,
+                      certainty)  # fmt: skip
 
     # -- propose ------------------------------------------------------------------------------------------------------
 

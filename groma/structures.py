@@ -215,7 +215,8 @@ class Answer:
 
     Boxes are xyxy pixels of the upright image, scores in [0, 1], best first for a referring answer.
     ``raw`` is the text with its markup; ``seconds`` the time of each step; ``presence`` the probability in [0, 1]
-    that anything matches, before ``found`` is decided by the model's threshold.
+    that anything matches, and ``certainty`` that something does and that it is what was written. ``found`` says whether
+    the certainty reaches the model's threshold.
     """
 
     text: str
@@ -229,6 +230,7 @@ class Answer:
     model: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     presence: float = 1.0
+    certainty: float = 1.0
 
     @property
     def boxes(self) -> list[tuple[float, float, float, float]]:

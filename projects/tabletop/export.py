@@ -4,8 +4,9 @@
 examples:
   python projects/tabletop/export.py --model outputs/stage3/final --data data/tabletop/val --out groma/assets/tabletop
 
-The threshold on the probability that anything matches is fitted on --data (the validation split, never the test split):
-the one with the highest mean of "absent refused" and "present not refused". Weights are stored as bfloat16.
+The threshold on the certainty of an answer (groma/predictor.py) is fitted on --data (the validation split, never the
+test split): the one with the highest mean of "absent refused" and "present not refused" among those that refuse at most
+9 % of what is present. Weights are stored as bfloat16.
 """
 
 from __future__ import annotations
@@ -27,10 +28,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def best_threshold(present: list[float], absent: list[float]) -> tuple[float, float, float]:
+MOST_REFUSED = 0.09
+"""Share of the present expressions that may be refused: two standard errors of 2,000 below what users are promised."""
+
+
+def best_threshold(
+    present: list[float], absent: list[float], most_refused: float = MOST_REFUSED
+) -> tuple[float, float, float]:
     """(threshold, share of absent below it, share of present below it) with the highest balanced accuracy.
 
-    present, absent: probabilities in [0, 1] that anything matches, where something does and where nothing does.
+    At most the share ``most_refused`` of present ones lies below it.
+    present, absent: certainties in [0, 1] of the answers where something matches and where nothing does.
     Candidates lie halfway between neighbouring values. Raises ValueError where either list is empty.
 
     >>> best_threshold([0.9, 0.8, 0.3], [0.1, 0.2, 0.4])
@@ -44,7 +52,7 @@ def best_threshold(present: list[float], absent: list[float]) -> tuple[float, fl
         threshold = (low + high) / 2
         refused = sum(v < threshold for v in absent) / len(absent)
         wronged = sum(v < threshold for v in present) / len(present)
-        if refused - wronged > best[1] - best[2]:
+        if wronged <= most_refused and refused - wronged > best[1] - best[2]:
             best = (threshold, refused, wronged)
     return best
 
@@ -62,9 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
         absent: list[float] = []
         for _, verdicts in ask(groma, read_rec(args.data / "rec.json"), args.data / "images", args.limit):
             for verdict in verdicts:
-                (present if verdict.expression.referents else absent).append(verdict.answer.presence)
+                (present if verdict.expression.referents else absent).append(verdict.answer.certainty)
         threshold, refused, wronged = best_threshold(present, absent)
         groma.model.config.found_threshold = round(threshold, 4)
+        # Stage 1's auxiliary: it read region tokens that have moved since.
+        groma.model.words_head, groma.model.config.words = None, 0
         groma.model.to(torch.bfloat16).save_pretrained(args.out)
         groma.processor.save_pretrained(args.out)
         size = sum(f.stat().st_size for f in args.out.glob("*.safetensors")) / 1e6

@@ -79,6 +79,7 @@ def test_scores_and_regions_equal_the_oracle(
         assert answer.regions == [k for k, _ in expected]
         assert answer.scores == pytest.approx([s for _, s in expected], rel=1e-4)
         assert answer.presence == pytest.approx(f, rel=1e-4)
+        assert answer.certainty == pytest.approx(scores[0] / view.proposals.scores[written[0]].item(), rel=1e-4)
         assert answer.found
         assert all(0 <= s <= 1 for s in answer.scores)
 
@@ -126,16 +127,16 @@ def test_min_score_drops_what_is_below(groma: Groma, view: View) -> None:
     assert (none.found, none.boxes, none.text, none.raw) == (False, [], markup.NOTHING, markup.NOTHING)
 
 
-def test_found_is_presence_at_the_threshold(groma: Groma, view: View) -> None:
+def test_found_is_certainty_at_the_threshold(groma: Groma, view: View) -> None:
     config = groma.model.config
     before = config.found_threshold
-    presence = [answer.presence for answer in groma.refer_many(view, TEXTS)]
+    certainty = [answer.certainty for answer in groma.refer_many(view, TEXTS)]
     try:
-        config.found_threshold = sorted(presence)[1]
+        config.found_threshold = sorted(certainty)[1]
         answers = groma.refer_many(view, TEXTS)
     finally:
         config.found_threshold = before
-    assert [answer.found for answer in answers] == [p >= sorted(presence)[1] for p in presence]
+    assert [answer.found for answer in answers] == [p >= sorted(certainty)[1] for p in certainty]
     for text, answer in zip(TEXTS, answers, strict=True):
         assert answer.query == text
         assert bool(answer.boxes) == bool(answer.spans) == answer.found
