@@ -74,7 +74,7 @@ def test_referring(write: Write, coco: Coco) -> None:
     assert markup.unescape(cup).count("<p>red <r3> cup</p>") == 1
     assert answers[cup].boxes.tolist() == torch.tensor([[0.1, 0.1, 0.3, 0.3]]).tolist()
     vase = next(a for q, a in answers.items() if "vase" in q)
-    assert (vase.text, len(vase.boxes)) == ("Nothing matches.", 0)
+    assert (vase.text, len(vase.boxes)) == ("<roi></roi>Nothing matches.", 0)
     bowls = data[1].turns[1]
     assert bowls.text == "<roi><ground_box><ground_box></roi>"
     assert bowls.boxes[0, 0] == 0  # left to right
