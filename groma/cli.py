@@ -68,7 +68,7 @@ def load(model: str | None, device: str, dtype: str, quiet: bool) -> Groma:
     """The model of the command line; says on standard error what the embedded one is for, unless ``quiet``."""
     if model is not None and (model.startswith(("/", ".", "~")) or model.count("/") > 1) and not Path(model).is_dir():
         raise ValueError(f"--model {model}: no such directory")  # before the seconds that the libraries take to load
-    gc.disable()  # the libraries make a million objects that stay; to look for garbage among them is a fifth of the start
+    gc.disable()  # the libraries make a million objects that stay: looking for garbage there takes a fifth of the start
     try:
         _hush_libraries()
         from groma.predictor import Groma
