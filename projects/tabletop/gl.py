@@ -22,6 +22,10 @@ def make_window(width: int, height: int) -> vtkRenderWindow:
     window.SetOffScreenRendering(1)
     window.AlphaBitPlanesOn()
     window.SetMultiSamples(0)  # the colour pass is drawn at twice the size instead
+    # Nobody looks at this window: its pixels are read back from where they were drawn, not copied to a display first.
+    window.SwapBuffersOff()
+    if hasattr(window, "SetFrameBlitModeToNoBlit"):
+        window.SetFrameBlitModeToNoBlit()
     window.SetSize(width, height)
     return window
 
