@@ -24,6 +24,7 @@ from projects.tabletop.world import MOST_OBJECTS, Light, Placed, Scene
 _SCALE = 2
 _GLOSS = {"matte": 0.0, "shiny": 1.0}
 _ID_STEP = 20  # distance between two ids in the red channel
+_ID_OF_RED = ((np.arange(256) + _ID_STEP // 2) // _ID_STEP).astype(np.uint8)
 
 # After VTK's own lights: a darker foot (the table takes light away), light from above rather than
 # from below, and on shiny things a window and the bright room mirrored in the surface.
@@ -149,7 +150,7 @@ class Renderer:
     def _read_ids(self) -> NDArray[np.uint8]:
         draw(self._window, [self._flat])
         red = read_pixels(self._window, self.width, self.height, alpha=False)[::-1, :, 0]
-        return np.ascontiguousarray((red.astype(np.uint16) + _ID_STEP // 2) // _ID_STEP).astype(np.uint8)
+        return _ID_OF_RED[red]
 
     def _whole_areas(self, scene: Scene, ids: NDArray[np.uint8]) -> tuple[int, ...]:
         """Each object drawn alone, where another one comes near it; elsewhere what is seen is the whole."""
