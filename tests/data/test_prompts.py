@@ -62,7 +62,8 @@ def test_only_the_template_places_the_image(processor: GromaProcessor) -> None:
 
 def test_absent_and_several() -> None:
     none, two = torch.zeros(0, 4), torch.rand(2, 4)
-    assert prompts.refer_turns("the vase", none)[1].text == markup.NOTHING
+    assert prompts.refer_turns("the vase", none)[1].text == f"<roi></roi>{markup.NOTHING}"
+    assert markup.parse(f"<roi></roi>{markup.NOTHING}") == (markup.NOTHING, [])
     assert prompts.refer_turns("the vases", two)[1].text == "<roi><ground_box><ground_box></roi>"
     assert "<r5>" not in prompts.refer_question("<r5>")
     assert len({prompts.refer_question("a", i) for i in range(12)}) == 6
