@@ -57,10 +57,10 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        _tell(_one_line(str(error)) or type(error).__name__)
+        tell(str(error) or type(error).__name__)
         raise SystemExit(MISTAKE) from None
     except KeyboardInterrupt:
-        _tell("interrupted")
+        tell("interrupted")
         raise SystemExit(130) from None
 
 
@@ -78,7 +78,7 @@ def load(model: str | None, device: str, dtype: str, quiet: bool) -> Groma:
         gc.freeze()
         gc.enable()
     if groma.is_embedded and not quiet:
-        _tell(EMBEDDED_NOTE)
+        tell(EMBEDDED_NOTE)
     return groma
 
 
@@ -118,6 +118,17 @@ def describe_boxes(answer: Answer, word: str) -> Iterator[str]:
             yield f"{word}  {score:.2f}  ({x1:.0f}, {y1:.0f}) – ({x2:.0f}, {y2:.0f})  {span.phrase}".rstrip()
 
 
+def box(text: str) -> tuple[float, float, float, float]:
+    """An argument that is a box in pixels: X1,Y1,X2,Y2."""
+    try:
+        x1, y1, x2, y2 = (float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a box X1,Y1,X2,Y2 in pixels, got {text!r}") from None
+    if not (x1 < x2 and y1 < y2 and math.isfinite(x1 + y1 + x2 + y2)):
+        raise argparse.ArgumentTypeError(f"expected a box with X1 < X2 and Y1 < Y2, got {text!r}")
+    return x1, y1, x2, y2
+
+
 def at_least_one(text: str) -> int:
     """An argument that counts something: 1, 2, 3, …"""
     try:
@@ -147,12 +158,19 @@ def not_empty(text: str) -> str:
     return text.strip()
 
 
+def tell(line: str) -> None:
+    """One line for people on standard error."""
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {_one_line(line)}\n")
+    sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """Text from a model as a terminal may see it: no control characters but new lines."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _tell(line: str) -> None:
-    sys.stderr.write(f"{Path(sys.argv[0]).name}: {line}\n")
 
 
 def _hush_libraries() -> None:

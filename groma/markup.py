@@ -12,25 +12,30 @@ special word become private-use stand-ins, which the tokenizer turns back after 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-PAD, BOS, EOS, UNK = "[PAD]", "<s>", "</s>", "<unk>"
+PAD, BOS, EOS, UNK, SEP = "[PAD]", "<s>", "</s>", "<unk>", "<sep>"
 IMAGE, REGION = "<image>", "<region>"
 REFER_BOX, REFER_FEAT, GROUND_BOX = "<refer_box>", "<refer_feat>", "<ground_box>"
 ROI_OPEN, ROI_CLOSE, PHRASE_OPEN, PHRASE_CLOSE = "<roi>", "</roi>", "<p>", "</p>"
 GROUNDING = "[grounding]"
 SPECIAL_WORDS: tuple[str, ...] = (
-    PAD, BOS, EOS, UNK, "<sep>", "<img>", "</img>", ROI_OPEN, ROI_CLOSE, PHRASE_OPEN, PHRASE_CLOSE,
+    PAD, BOS, EOS, UNK, SEP, "<img>", "</img>", ROI_OPEN, ROI_CLOSE, PHRASE_OPEN, PHRASE_CLOSE,
     IMAGE, REGION, REFER_BOX, GROUND_BOX, REFER_FEAT, GROUNDING,
 )  # fmt: skip
-"""The 17 special words in the order of the published vocabulary; the proxies follow them."""
+"""The 17 special words in the order of the published vocabulary; the proxies follow them.
+
+SEP stands around answers in a template. It parts them from the text before and leaves no token (as published).
+"""
 MAX_PROXIES = 100
 NOTHING = "Nothing matches."
 """What a person reads when a referent is absent; the model writes an empty group, ``<roi></roi>``, before it."""
 
 _STAND_IN = {"<": "\ue000", "[": "\ue001"}
 _BACK = {v: k for k, v in _STAND_IN.items()}
-_SPECIAL = re.compile("|".join(re.escape(w) for w in SPECIAL_WORDS) + r"|<r(?:0|[1-9]\d*)>")
+_WORD = "|".join(re.escape(w) for w in SPECIAL_WORDS) + r"|<r(?:0|[1-9]\d*)>"
+_SPECIAL = re.compile(_WORD)
 _PROXY = re.compile(r"<r(0|[1-9]\d*)>")
 _GROUP = re.compile(r"(?:<p>(?P<phrase>(?:(?!</?p>).)*)</p>\s*)?<roi>(?P<proxies>(?:\s*<r\d+>)*)\s*</roi>", re.DOTALL)
 
@@ -60,7 +65,18 @@ def unescape(text: str) -> str:
     return text
 
 
-def split(text: str) -> list[tuple[str, bool]]:
+def protects(word: str) -> bool:
+    """Does ``escape`` break ``word`` open? A word that it leaves whole must never be read out of text."""
+    return escape(word) != word
+
+
+def special_words(others: Iterable[str] = ()) -> re.Pattern[str]:
+    """What ``split`` cuts at: the words of the grammar and ``others``, such as a tokenizer's own turn marks."""
+    longest_first = sorted(map(re.escape, others), key=len, reverse=True)
+    return re.compile("|".join([*longest_first, _WORD]))
+
+
+def split(text: str, special: re.Pattern[str] = _SPECIAL) -> list[tuple[str, bool]]:
     """Cut grounded text into (piece, is_special) in order; plain pieces are unescaped, empty ones left out.
 
     >>> split("Locate <p>a cup</p>.")
@@ -68,7 +84,7 @@ def split(text: str) -> list[tuple[str, bool]]:
     """
     pieces: list[tuple[str, bool]] = []
     end = 0
-    for match in _SPECIAL.finditer(text):
+    for match in special.finditer(text):
         if match.start() > end:
             pieces.append((unescape(text[end : match.start()]), False))
         pieces.append((match.group(), True))

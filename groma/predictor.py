@@ -3,6 +3,7 @@
     groma = Groma.from_pretrained()
     view = groma.look("table.jpg")
     groma.refer(view, "the red cup").boxes
+    groma.ask(view, "What is on the table?", grounded=True).spans
 
 How a region is scored. One forward pass reads, for an expression, the probability f that the answer points at
 something: that it opens a group rather than saying that nothing matches, times that it does not close the group at
@@ -10,47 +11,48 @@ once; and the distribution p over the proxies that exist in this view, given tha
 ``f · p_k · o_k`` with o its objectness: something matches, it is k, and k is an object. When several regions are
 written ("all the cups"), p is shared between them, so each is given the sum over those written from its step on.
 The certainty of the answer is f times the share of the first region written, that is of all of them; ``found`` is
-certainty ≥ ``config.found_threshold``, fitted on a validation set. f alone would refuse more of what is there and new:
-a pair of words never met lowers f, but not p, while what is absent lowers both.
+certainty ≥ ``config.found_threshold``. f alone would refuse more of what is there and new: a pair of words never met
+lowers f, but not p, while what is absent lowers both. That threshold and two temperatures are fitted on a validation
+set: one divides the logits of p, the other the log-odds of f.
+
+A region in the text of ``ask`` scores in the same way within its group ``<roi>…</roi>``, but that the model opened the
+group is a fact and no longer a probability: f is that of not closing it at once, and at p's temperature.
 """
 
 from __future__ import annotations
 
-import copy
-import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
+from transformers import DynamicCache
 
-from groma import boxes as box_ops
-from groma import markup
+from groma import dialogue, markup
 from groma.data.images import read_image
-from groma.data.prompts import opening_prompt, question_prompt, refer_question
-from groma.model.configuration import GromaConfig
+from groma.data.prompts import (
+    answer_ids,
+    caption_question,
+    describe_question,
+    opening_prompt,
+    question_prompt,
+    refer_question,
+)
+from groma.decoding import Context, Grammar, Line, presence, rows_of, settled, write
+from groma.dialogue import Place
+from groma.loading import EMBEDDED, EMBEDDED_NAME, load
 from groma.model.groma import GromaForConditionalGeneration
 from groma.processor import GromaProcessor
-from groma.structures import Answer, Span, Turn, View
+from groma.structures import Answer, Conversation, Piece, Prompt, Span, Turn, View
 
-EMBEDDED = Path(__file__).parent / "assets" / "tabletop"
 QUESTIONS_AT_ONCE = 64
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class _Pointing:
-    """What was read for Q expressions: found (Q), p over regions (Q, N), and the regions written (Q lists)."""
-
-    found: Tensor
-    p: Tensor
-    written: list[list[int]]
-    shares: list[list[float]]
+ANSWERS_AT_ONCE = 16
+MAX_NEW_TOKENS = 512
 
 
 class Groma:
@@ -62,29 +64,13 @@ class Groma:
         self._opening = opening_prompt(processor)
         self._point = processor.word_id(markup.ROI_OPEN)
         self._close = processor.word_id(markup.ROI_CLOSE)
-        self._nothing = processor.encode(markup.NOTHING)[0]
-        self._proxies = torch.tensor(model.config.proxy_ids)
+        self._nothing = answer_ids(processor, markup.NOTHING)[0]
 
     @classmethod
     def from_pretrained(cls, model: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> Groma:
         """Load a directory or a hub id; None is the embedded default. Raises ValueError with one line for the user."""
-        embedded = model is None
-        source = EMBEDDED if model is None else Path(model)
-        where = pick_device(device)
-        if dtype != "auto" and dtype not in DTYPES:
-            raise ValueError(f"dtype: got {dtype!r}, expected auto or one of {', '.join(DTYPES)}")
-        kind = DTYPES[dtype] if dtype != "auto" else torch.bfloat16 if where.type == "cuda" else torch.float32
-        if source.exists() and not (source / "config.json").is_file():
-            raise ValueError(f"model: {source} holds no config.json, so it is not a model directory")
-        name = str(source) if source.exists() else str(model)
-        try:
-            loaded, processor = _load(name, kind)
-        except (OSError, ValueError, SafetensorError) as error:
-            why = str(error).strip().splitlines()[0]
-            what = "cannot be loaded" if source.exists() else "is neither a model directory nor a reachable hub id"
-            raise ValueError(f"model: {name!r} {what} ({why})") from error
-        loaded = loaded.to(where)
-        return cls(loaded, processor, "groma-tabletop" if embedded else source.name, embedded)
+        name = EMBEDDED_NAME if model is None else Path(model).name
+        return cls(*load(EMBEDDED if model is None else model, device, dtype), name, model is None)
 
     @property
     def device(self) -> torch.device:
@@ -96,7 +82,7 @@ class Groma:
     def look(self, image: str | Path | Image.Image, boxes: Sequence[Sequence[float]] = ()) -> View:
         """One picture → its View. A file is turned upright by its EXIF; a PIL image is taken as it is.
 
-        boxes: a user's own regions, xyxy pixels of the upright picture.
+        boxes: a user's own regions, xyxy pixels of the upright picture; they are the view's first, in this order.
         Raises ImageError for a file that is no picture, ValueError for a box outside it.
         """
         return self.look_many([image], [boxes])[0]
@@ -108,20 +94,24 @@ class Groma:
         start = time.perf_counter()
         pictures = [i if isinstance(i, Image.Image) else read_image(i) for i in images]
         names = [str(i.info.get("filename", "")) if isinstance(i, Image.Image) else str(i) for i in images]
-        refer = [user_boxes(b, p.width, p.height) for b, p in zip(boxes or [()] * len(pictures), pictures, strict=True)]
+        sizes = [(p.width, p.height) for p in pictures]
+        refer = [dialogue.user_boxes(b, *size) for b, size in zip(boxes or [()] * len(sizes), sizes, strict=True)]
         if (most := max(map(len, refer))) > self.model.config.max_regions:
             raise ValueError(f"box: got {most} boxes for one picture, the model takes {self.model.config.max_regions}")
         pixels = self.processor.pixels([p.convert("RGB") for p in pictures]).to(self.device, self.model.dtype)
-        views = self.model.look(pixels, tuple(r.to(self.device) for r in refer))
-        views = [replace(v, prefix=self._prefill(v)) for v in views]
+        views = self._prefill(self.model.look(pixels, tuple(r.to(self.device) for r in refer)))
         spent = (time.perf_counter() - start) / len(pictures)
         return [replace(v, width=p.width, height=p.height, name=n, seconds=spent)
                 for v, p, n in zip(views, pictures, names, strict=True)]  # fmt: skip
 
-    def _prefill(self, view: View) -> Any:
-        """The KV cache of everything before a question: system text, image, regions, the opening pair of turns."""
-        spliced = self.model.splice([view], [self._opening])
-        return self.model.speak(spliced.embeds, spliced.mask, use_cache=True, last=1).past_key_values
+    def _prefill(self, views: list[View]) -> list[View]:
+        """Views with the KV cache of everything before a question: system text, image, regions, the opening turns."""
+        spliced = self.model.splice(views, [self._opening] * len(views))
+        self._room("image: with its regions it", [spliced.mask.shape[1]])
+        # Without a configuration the cache keeps every slot, also of layers that look back over a window only.
+        cache = self.model.speak(spliced.embeds, spliced.mask, DynamicCache(), True, last=1).past_key_values
+        rows = rows_of(cache, spliced.mask.sum(1).tolist())
+        return [replace(view, prefix=row) for view, row in zip(views, rows, strict=True)]
 
     # -- refer --------------------------------------------------------------------------------------------------------
 
@@ -131,98 +121,202 @@ class Groma:
         top_k: the k best regions instead of those the model writes; min_score: drop boxes below it.
         Raises ValueError for an empty expression, top_k < 1 or min_score outside [0, 1].
         """
-        return self.refer_many(view, [text], top_k, min_score)[0]
+        return self.refer_batch([view], [text], top_k, min_score)[0]
 
-    @torch.inference_mode()
     def refer_many(self, view: View, texts: Sequence[str], top_k: int | None = None, min_score: float | None = None
                    ) -> list[Answer]:  # fmt: skip
         """Many expressions on one view, in batched forward passes over its shared prefix."""
+        return self.refer_batch([view] * len(texts), texts, top_k, min_score)
+
+    @torch.inference_mode()
+    def refer_batch(self, views: Sequence[View], texts: Sequence[str], top_k: int | None = None,
+                    min_score: float | None = None) -> list[Answer]:  # fmt: skip
+        """Where is ``texts[i]`` in ``views[i]``? Many views in batched forward passes; each equals ``refer`` alone."""
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k: got {top_k}, expected 1 or more")
         if min_score is not None and not 0 <= min_score <= 1:
             raise ValueError(f"min_score: got {min_score}, expected a number from 0 to 1")
         if any(not t.strip() for t in texts):
             raise ValueError("text: got an empty expression, expected words such as 'the red cup'")
+        rows = list(zip(views, (t.strip() for t in texts), strict=True))
         answers: list[Answer] = []
-        for i in range(0, len(texts), QUESTIONS_AT_ONCE):
-            start = time.perf_counter()
-            chunk = [t.strip() for t in texts[i : i + QUESTIONS_AT_ONCE]]
-            read = self._point_at(view, chunk)
+        for i in range(0, len(rows), QUESTIONS_AT_ONCE):
+            start, chunk = time.perf_counter(), rows[i : i + QUESTIONS_AT_ONCE]
+            found, lines = self._point_at([v for v, _ in chunk], [t for _, t in chunk])
             spent = (time.perf_counter() - start) / len(chunk)
-            answers += [self._answer(view, t, read, row, top_k, min_score or 0.0, spent) for row, t in enumerate(chunk)]
+            for (view, text), f, line in zip(chunk, found, lines, strict=True):
+                scored = _scored(view, line, f, top_k, min_score or 0.0)
+                sure = f * line.groups[0].shares[0]
+                is_found = bool(scored) and sure >= self.model.config.found_threshold
+                answers.append(dialogue.referring_answer(view, text, f, sure, scored, is_found, self.name, spent))
         return answers
 
-    def _point_at(self, view: View, texts: list[str]) -> _Pointing:
-        prompts = [question_prompt(self.processor, [Turn("user", refer_question(t))]) for t in texts]
-        ids, mask = self.processor.pad([torch.cat((p.ids, torch.tensor([self._point]))) for p in prompts])
-        last = mask.sum(1) - 1  # (Q) position of <roi>
-        cache = _repeat(view.prefix, len(texts))
-        pointers = view.region_tokens[None].expand(len(texts), -1, -1)
-        logits, mask, cache = self._continue(ids.to(self.device), mask.to(self.device), None, cache, pointers)
-        rows = torch.arange(len(texts), device=logits.device)
-        start = logits[rows, last.to(logits.device) - 1].float() / self.model.config.score_temperature
-        found = start[:, [self._point, self._nothing]].softmax(-1)[:, 0]  # (Q)
-        proxies = self._proxies[: len(view.proposals)].to(logits.device)
-        inside = torch.cat((proxies, proxies.new_tensor([self._close])))
-        first = logits[rows, last.to(logits.device)][:, inside].float() / self.model.config.score_temperature
-        found = found * (1 - first.softmax(-1)[:, -1])
-        p = first[:, :-1].softmax(-1)
-        written, shares = self._write(p, proxies, mask, cache, pointers)
-        return _Pointing(found.cpu(), p.cpu(), written, shares)
+    def _point_at(self, views: list[View], texts: list[str]) -> tuple[list[float], list[Line]]:
+        """f of every expression, and a line with the one group it is answered by."""
+        asked = [question_prompt(self.processor, [Turn("user", refer_question(t))]) for t in texts]
+        open_group = torch.tensor([self._point])  # read along: p stands behind it, f before it
+        prompts = [replace(p, ids=torch.cat((p.ids, open_group)), labels=torch.cat((p.labels, open_group)))
+                   for p in asked]  # fmt: skip
+        what = "text: the expression"
+        logits, context, room = self._read(views, [v.prefix for v in views], prompts, what, last=2)
+        counts, proxies = [len(view.proposals) for view in views], self.model.config.proxy_ids
+        start, inside = logits[:, 0, [self._point, self._nothing]], logits[:, 1, [*proxies, self._close]]
+        found = presence(start, inside, counts, self.model.config.temperatures[1])
+        lines = [Line([self._point]) for _ in views]
+        limits = [min(r, n + 1) + 1 for r, n in zip(room, counts, strict=True)]
+        grammar = Grammar(self.model.config, counts, (self._close,), limits, empty=False)
+        for _ in write(self.model, context, logits[:, -1], grammar, lines):
+            if all(line.ended or len(line.chosen) == n for line, n in zip(lines, counts, strict=True)):
+                break
+        for line in lines:
+            line.finish_group()
+        return found.tolist(), lines
 
-    def _continue(self, ids: Tensor, new_mask: Tensor, mask: Tensor | None, cache: Any,
-                  pointers: Tensor) -> tuple[Tensor, Tensor, Any]:  # fmt: skip
-        """Tokens (Q, T) after a cache → logits (Q, T, V), the mask of everything so far, the longer cache."""
-        if mask is None:
-            mask = new_mask.new_ones(len(ids), cache.get_seq_length())
-        mask = torch.cat((mask, new_mask), 1)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        limit = getattr(self.model.config.llm, "max_position_embeddings", None)
-        if limit is not None and mask.shape[1] > limit:
-            raise ValueError(f"text: the expression makes a prompt of {mask.shape[1]} tokens, the model takes {limit}")
-        out = self.model.speak(self.model.get_input_embeddings()(ids), mask, cache, True, positions, pointers=pointers)
-        return out.logits, mask, out.past_key_values
+    def _read(self, views: Sequence[View], caches: Sequence[Any], prompts: list[Prompt], what: str, last: int = 1
+              ) -> tuple[Tensor, Context, list[int]]:  # fmt: skip
+        """Prompts after caches → logits (R, last, V), what is read then, and how many tokens fit behind it."""
+        prompts = [replace(p, refer_boxes=p.refer_boxes.to(self.device), ground_boxes=p.ground_boxes.to(self.device))
+                   for p in prompts]  # fmt: skip
+        spliced = self.model.splice(list(views), prompts, left=True)
+        context = Context.after(caches, spliced.pointers)
+        lengths = (context.mask.sum(1) + spliced.mask.sum(1)).tolist()
+        room = self._room(what, lengths)
+        logits, context = context.read(self.model, spliced.embeds, spliced.mask, last)
+        return logits, context, room
 
-    def _write(self, p: Tensor, proxies: Tensor, mask: Tensor, cache: Any, pointers: Tensor
-               ) -> tuple[list[list[int]], list[list[float]]]:  # fmt: skip
-        """Greedy decoding of the group: proxies that exist and are not written yet, until </roi> wins."""
-        count = len(proxies)
-        allowed = torch.cat((proxies, proxies.new_tensor([self._close])))
-        steps, chosen = [torch.cat((p, p.new_zeros(len(p), 1)), 1)], [p.argmax(1)]  # the first word is a proxy
-        open_rows = torch.ones(len(p), dtype=torch.bool, device=p.device)
-        done = torch.zeros(len(p), count + 1, dtype=torch.bool, device=p.device)
-        while len(chosen) < count and bool(open_rows.any()):
-            rows = open_rows.nonzero()[:, 0]
-            done[rows, chosen[-1][rows]] = True
-            ids = allowed[chosen[-1]][:, None]
-            logits, mask, cache = self._continue(ids, open_rows.long()[:, None], mask, cache, pointers)
-            step = logits[:, -1][:, allowed].float() / self.model.config.score_temperature
-            step = step.masked_fill(done, float("-inf")).softmax(-1)
-            steps.append(step)
-            chosen.append(step.argmax(1))
-            open_rows = open_rows & (chosen[-1] != count)
-        return _groups(torch.stack(steps, 1).cpu(), torch.stack(chosen, 1).cpu(), count)
+    def _room(self, what: str, lengths: list[int]) -> list[int]:
+        """How many tokens fit behind prompts of these lengths. ValueError for one that leaves no room."""
+        limit = getattr(self.model.config.llm, "max_position_embeddings", None) or 10**9
+        if max(lengths) >= limit:
+            raise ValueError(f"{what} makes a prompt of {max(lengths)} tokens, the model takes {limit}")
+        return [limit - length for length in lengths]
 
-    def _answer(self, view: View, text: str, read: _Pointing, row: int, top_k: int | None, min_score: float,
-                spent: float) -> Answer:  # fmt: skip
-        f, p = float(read.found[row]), read.p[row]
-        certainty = f * read.shares[row][0]
-        if top_k is None:
-            regions, shares = read.written[row], read.shares[row]
-        else:
-            regions = p.argsort(descending=True, stable=True)[:top_k].tolist()
-            shares = [float(p[k]) for k in regions]
-        objectness = view.proposals.scores
-        scored = [(k, f * s * float(objectness[k])) for k, s in zip(regions, shares, strict=True)]
-        scored = sorted((item for item in scored if item[1] >= min_score), key=lambda item: -item[1])
-        found = bool(scored) and certainty >= self.model.config.found_threshold
-        scored = scored if found else []
-        raw = f"{text} {''.join(markup.proxy(k) for k, _ in scored)}" if found else markup.NOTHING
-        span = Span(text, 0, len(text), tuple(k for k, _ in scored), self._pixels(view, [k for k, _ in scored]),
-                    tuple(s for _, s in scored))  # fmt: skip
-        return Answer(text if found else markup.NOTHING, (span,) if found else (), found, text, raw, view.name,
-                      view.width, view.height, self.name, {"look": view.seconds, "answer": spent}, f,
-                      certainty)  # fmt: skip
+    # -- ask ----------------------------------------------------------------------------------------------------------
+
+    def ask(self, view: View | Conversation, question: str, boxes: Sequence[Place] = (), grounded: bool = False,
+            history: Sequence[tuple[str, str | Answer]] = (), max_new_tokens: int = MAX_NEW_TOKENS
+            ) -> Answer:  # fmt: skip
+        """Ask anything. ``grounded``: the answer points at what it speaks of, as ``Answer.spans``.
+
+        boxes: regions the question is about, in the order of the words ``<box>`` in it, or following it if it has none:
+        numbers of the view's regions, or pixel boxes of them; boxes of your own go to ``look`` first.
+        history: earlier (question, answer) pairs about a view; ``chat`` keeps them, and does not read them again.
+        An answer of ``max_new_tokens``, or one that fills the model's positions, is cut there.
+        Raises ValueError for an empty question, boxes that do not fit it, or a dialogue too long for the model.
+        """
+        return self.ask_batch([view], [question], [boxes], grounded, [history], max_new_tokens)[0]
+
+    def ask_batch(self, views: Sequence[View | Conversation], questions: Sequence[str],
+                  boxes: Sequence[Sequence[Place]] = (), grounded: bool = False,
+                  histories: Sequence[Sequence[tuple[str, str | Answer]]] = (), max_new_tokens: int = MAX_NEW_TOKENS
+                  ) -> list[Answer]:  # fmt: skip
+        """``questions[i]`` about ``views[i]``, with ``boxes[i]`` and ``histories[i]`` where given, in batched forward
+        passes; each equals ``ask`` alone."""
+        talks = [_talk(view) for view in views]
+        none: list[tuple[()]] = [()] * len(talks)
+        if any(past and talk.turns for talk, past in zip(talks, histories or none, strict=True)):
+            raise ValueError("history: a conversation has its own, give one or the other")
+        said = [
+            dialogue.history_turns(t.view, past, grounded) for t, past in zip(talks, histories or none, strict=True)
+        ]
+        asked = [dialogue.question_turn(talk.view, text, places, grounded)
+                 for talk, text, places in zip(talks, questions, boxes or none, strict=True)]  # fmt: skip
+        turns = [(*past, question) for past, question in zip(said, asked, strict=True)]
+        return self._answers(talks, turns, max_new_tokens)
+
+    def describe(self, view: View, box: Place, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
+        """What is in ``box``, a region's number or its pixel box? Asked in the words of the training prompts."""
+        return self.describe_many(view, [box], max_new_tokens)[0]
+
+    def describe_many(self, view: View, boxes: Sequence[Place], max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answer]:
+        """``describe`` for many regions of one view, in batched forward passes."""
+        regions = [dialogue.region_of(view, box) for box in boxes]
+        turns = [(Turn("user", describe_question(), view.proposals.boxes[[k]].cpu()),) for k in regions]
+        return self._answers([_talk(view)] * len(turns), turns, max_new_tokens)
+
+    def caption(self, view: View, grounded: bool = True, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
+        """What is in the picture, with its phrases ``grounded`` or in plain words?"""
+        words = caption_question() if grounded else caption_question().removeprefix(markup.GROUNDING).strip()
+        return self._answers([_talk(view)], [(Turn("user", words),)], max_new_tokens)[0]
+
+    @torch.inference_mode()
+    def _answers(self, talks: list[Conversation], turns: Sequence[tuple[Turn, ...]], max_new_tokens: int
+                 ) -> list[Answer]:  # fmt: skip
+        answers: list[Answer] = []
+        for i in range(0, len(talks), ANSWERS_AT_ONCE):
+            start, some = time.perf_counter(), talks[i : i + ANSWERS_AT_ONCE]
+            asked = turns[i : i + ANSWERS_AT_ONCE]
+            [(lines, _)] = deque(self._writing(some, asked, max_new_tokens), maxlen=1)  # keeps the last step only
+            spent = (time.perf_counter() - start) / len(some)
+            answers += [self._answer(t.view, q[-1], line, spent) for t, q, line in zip(some, asked, lines, strict=True)]
+        return answers
+
+    def _writing(self, talks: Sequence[Conversation], turns: Sequence[tuple[Turn, ...]], max_new_tokens: int
+                 ) -> Iterator[tuple[list[Line], Context]]:  # fmt: skip
+        """Answers as they grow, and what is read before the newest token of each."""
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: got {max_new_tokens}, expected 1 or more")
+        views = [talk.view for talk in talks]
+        prompts = [dialogue.next_prompt(self.processor, t.turns, asked) for t, asked in zip(talks, turns, strict=True)]
+        logits, context, room = self._read(views, [t.prefix for t in talks], prompts, "question: the dialogue")
+        lines, limits = [Line() for _ in talks], [min(max_new_tokens, r) for r in room]
+        grammar = Grammar(self.model.config, [len(v.proposals) for v in views], self.processor.end_ids, limits)
+        steps = write(self.model, context, logits[:, -1], grammar, lines)
+        del context  # its cache, which each step outgrows
+        for so_far in steps:
+            yield lines, so_far
+
+    def _answer(self, view: View, question: Turn, line: Line, spent: float) -> Answer:
+        raw = self.processor.decode(line.tokens)
+        return dialogue.grounded_answer(view, dialogue.shown(question), raw, line.groups, self.name, spent)
+
+    # -- chat ---------------------------------------------------------------------------------------------------------
+
+    def chat(self, view: View | Conversation, question: str, boxes: Sequence[Place] = (), grounded: bool = False,
+             max_new_tokens: int = MAX_NEW_TOKENS) -> Conversation:  # fmt: skip
+        """``ask``, and the conversation it leads to, to go on with; its ``answer`` is the Answer."""
+        [last] = deque(self.stream(view, question, boxes, grounded, max_new_tokens), maxlen=1)
+        assert last.conversation is not None  # the last piece has it
+        return last.conversation
+
+    def stream(self, view: View | Conversation, question: str, boxes: Sequence[Place] = (), grounded: bool = False,
+               max_new_tokens: int = MAX_NEW_TOKENS) -> Iterator[Piece]:  # fmt: skip
+        """``chat`` in pieces of clean text, which together are the answer's; the last has the conversation.
+
+        Raises as ``ask`` does, before the first piece.
+        """
+        talk = _talk(view)
+        return self._stream(talk, dialogue.question_turn(talk.view, question, boxes, grounded), max_new_tokens)
+
+    @torch.inference_mode()
+    def _stream(self, talk: Conversation, question: Turn, max_new_tokens: int) -> Iterator[Piece]:
+        start, told = time.perf_counter(), ""
+        for [only], so_far in self._writing([talk], [(question,)], max_new_tokens):
+            line, context = only, so_far
+            text = settled(markup.parse(self.processor.decode(line.tokens))[0])
+            if not line.ended and len(text) > len(told):
+                yield Piece(text[len(told) :])
+                told = text
+        if line.cut:  # its last token was written, not read
+            token = torch.tensor([line.tokens[-1:]], device=self.device)
+            _, context = context.read(self.model, self.model.get_input_embeddings()(token), torch.ones_like(token))
+        answer = self._answer(talk.view, question, line, time.perf_counter() - start)
+        turns = (*talk.turns, question, dialogue.answer_turn(talk.view, answer.raw))
+        yield Piece(answer.text[len(told) :], Conversation(talk.view, turns, context.cache, answer))
+
+    @torch.inference_mode()
+    def resume(self, view: View, talk: Conversation | Sequence[Turn]) -> Conversation:
+        """The same dialogue on another view of the picture, such as one with a further box of the user's; read anew.
+
+        What its turns point at is found again by its boxes. Raises ValueError for turns that do not take turns, or a
+        dialogue too long for the model.
+        """
+        turns = talk.turns if isinstance(talk, Conversation) else tuple(talk)
+        if not turns:
+            return _talk(view)
+        said = dialogue.said_prompt(self.processor, turns)
+        _, context, _ = self._read([view], [view.prefix], [said], "conversation: it")
+        return Conversation(view, turns, context.cache)
 
     # -- propose ------------------------------------------------------------------------------------------------------
 
@@ -231,65 +325,22 @@ class Groma:
         if max < 1:
             raise ValueError(f"max: got {max}, expected 1 or more")
         order = view.proposals.scores.argsort(descending=True, stable=True)[:max].tolist()
-        spans = tuple(Span("", 0, 0, (k,), self._pixels(view, [k]), (float(view.proposals.scores[k]),)) for k in order)
+        boxes, scores = dialogue.pixel_boxes(view, order), view.proposals.scores[order].tolist()
+        spans = tuple(Span("", 0, 0, (k,), (b,), (s,)) for k, b, s in zip(order, boxes, scores, strict=True))
         return Answer("", spans, bool(spans), "", "".join(markup.proxy(k) for k in order), view.name, view.width,
                       view.height, self.name, {"look": view.seconds})  # fmt: skip
 
-    def _pixels(self, view: View, regions: list[int]) -> tuple[tuple[float, float, float, float], ...]:
-        boxes = box_ops.to_pixels(box_ops.clip(view.proposals.boxes[regions].float()), view.width, view.height)
-        return tuple((b[0], b[1], b[2], b[3]) for b in boxes.tolist())
+
+def _talk(view: View | Conversation) -> Conversation:
+    """A view is a conversation in which nothing was said yet."""
+    return view if isinstance(view, Conversation) else Conversation(view, prefix=view.prefix)
 
 
-def _load(name: str, dtype: torch.dtype) -> tuple[GromaForConditionalGeneration, GromaProcessor]:
-    """Model and processor. Refuses another family's model, which would be taken for a Groma of the default sizes."""
-    family = GromaConfig.get_config_dict(name)[0].get("model_type")
-    if family != GromaConfig.model_type:
-        raise ValueError(f"its config.json is of type {family!r}, expected {GromaConfig.model_type!r}")
-    return GromaForConditionalGeneration.from_pretrained(name, dtype=dtype), GromaProcessor.from_pretrained(name)
-
-
-def _groups(steps: Tensor, chosen: Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
-    """steps (Q, S, N + 1) and choices (Q, S), where N means "closed" → regions and shares of each row.
-
-    The share of a region is the probability at its step of it and of all regions written after it.
-    """
-    written, shares = [], []
-    for row, choices in zip(steps, chosen.tolist(), strict=True):
-        end = choices.index(count) if count in choices else len(choices)
-        regions = choices[:end]
-        written.append(regions)
-        shares.append([float(row[j, regions[j:]].sum()) for j in range(end)])
-    return written, shares
-
-
-def _repeat(cache: Any, rows: int) -> Any:
-    """A copy of a one-row KV cache for ``rows`` rows; the original stays as it is."""
-    cache = copy.deepcopy(cache)
-    cache.batch_repeat_interleave(rows)
-    return cache
-
-
-def user_boxes(boxes: Sequence[Sequence[float]], width: int, height: int) -> Tensor:
-    """A user's xyxy pixel boxes → (K, 4) in [0, 1]. ValueError for one that is reversed or leaves the picture."""
-    for box in boxes:
-        if len(box) != 4:
-            raise ValueError(f"box: got {len(box)} numbers, expected x1,y1,x2,y2 in pixels")
-        x1, y1, x2, y2 = box
-        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-            raise ValueError(
-                f"box: got {x1:g},{y1:g},{x2:g},{y2:g}, expected x1 < x2 and y1 < y2 inside {width}x{height} pixels"
-            )
-    given = torch.tensor([list(b) for b in boxes], dtype=torch.float32).reshape(-1, 4)
-    return box_ops.to_unit(given, width, height)
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" → CUDA, then MPS, then CPU. Raises ValueError for a device this machine or torch does not have."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(k for k in ("cuda", "mps", "cpu") if available[k]))
-    if not re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", name):
-        raise ValueError(f"device: got {name!r}, expected auto, cpu, cuda or mps")
-    if not available[name.split(":")[0]]:
-        raise ValueError(f"device: {name!r} is not available here; available: {[k for k, v in available.items() if v]}")
-    return torch.device(name)
+def _scored(view: View, line: Line, f: float, top_k: int | None, min_score: float) -> list[tuple[int, float]]:
+    """Regions and scores of a referring answer, best first: those written, or the ``top_k`` most likely."""
+    [group] = line.groups
+    chosen: Sequence[tuple[int, float]] = list(zip(group.regions, group.shares, strict=True))
+    if top_k is not None:
+        chosen = [(int(k), float(group.p[k])) for k in group.p.argsort(descending=True, stable=True)[:top_k]]
+    scored = [(k, f * share * float(view.proposals.scores[k])) for k, share in chosen]
+    return sorted((item for item in scored if item[1] >= min_score), key=lambda item: -item[1])

@@ -1,7 +1,7 @@
 """GromaProcessor: images to pixels and grounded markup to ids, and back.
 
-Outside text never becomes a special word: markup is cut on the special words that were *written by us*
-(``groma.markup.split``), and every piece in between is tokenised by a copy of the tokenizer that knows no added word.
+Outside text never becomes a special word: see ``groma.tokenization``. The turns of a dialogue are set apart as the
+language model was trained to see them: by the tokenizer's own chat template if it brings one, else as Vicuna does.
 """
 
 from __future__ import annotations
@@ -9,34 +9,38 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AddedToken, BatchFeature, BitImageProcessor, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import cached_file
 
 from groma import markup
-from groma.template import CHAT_TEMPLATE
+from groma.sentencepiece import original_tokenizer
+from groma.template import CHAT_TEMPLATE, is_own, with_opening
+from groma.tokenization import Part, TextCodec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet statistics, as DINOv2 was trained with."""
+ORIGINAL_SIZE = 448
+"""Side of the square the released checkpoints see, in pixels; it is in the original's code, in none of its files."""
 
-# White space beside these is text; beside every other special word it is layout and dropped (as published).
-_KEEPS_SPACE = (markup.BOS, markup.EOS, markup.UNK)
-_NO_SPACE_BEFORE = re.compile(r"[.,;:!?)\]}'’\"]")
-_OPENERS = (markup.PHRASE_OPEN, markup.ROI_OPEN, *_KEEPS_SPACE)  # no space after
-_CLOSERS = (markup.PHRASE_CLOSE, markup.ROI_CLOSE, markup.REFER_FEAT)
-_TIGHT = (markup.PHRASE_CLOSE, markup.ROI_CLOSE, *_KEEPS_SPACE)  # no space before
+_TURN = "\ue002{}\ue003"  # stands for turn number {} while a chat template is rendered
+_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
-def image_processor(size: int) -> BitImageProcessor:
-    """The image side: bilinear resize to ``size`` x ``size`` without keeping aspect, ImageNet mean and deviation."""
+def image_processor(
+    size: int, resample: int = Image.Resampling.BILINEAR, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> BitImageProcessor:
+    """The image side: resize to ``size`` x ``size`` without keeping aspect (bilinear), then mean and deviation."""
     return BitImageProcessor(
-        size={"height": size, "width": size}, resample=2, do_center_crop=False, do_convert_rgb=True,
-        image_mean=list(MEAN), image_std=list(STD),
+        size={"height": size, "width": size}, resample=int(resample), do_center_crop=False, do_convert_rgb=True,
+        image_mean=list(mean), image_std=list(std),
     )  # fmt: skip
 
 
@@ -44,18 +48,23 @@ def extend(tokenizer: PreTrainedTokenizerFast, proxies: int = markup.MAX_PROXIES
     """Add the special words and ``proxies`` proxy words to ``tokenizer`` in place; the number of new ids.
 
     Words it already has keep their ids; the others take the ids that follow its vocabulary, in the published order.
+    A tokenizer with a chat template of its own keeps it, after our opening, and its <s> and </s> with it.
     Raises ValueError for a tokenizer whose ids have a hole there.
     """
     base = len(tokenizer)
     have = tokenizer.get_vocab()
     new = [word for word in markup.words(proxies) if word not in have]
-    tokenizer.add_tokens([AddedToken(w, special=True, normalized=False) for w in markup.words(proxies)], True)
+    marked = tokenizer.get_added_vocab()
+    unmarked = [word for word in markup.words(proxies) if word not in marked]
+    tokenizer.add_tokens([AddedToken(w, special=True, normalized=False) for w in unmarked], True)
     ids = tokenizer.convert_tokens_to_ids(new)
     if ids != list(range(base, base + len(new))):
         raise ValueError(f"new words took ids {ids[:3]}…, expected {base}…{base + len(new) - 1} after the vocabulary")
-    tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token = markup.PAD, markup.BOS, markup.EOS
+    tokenizer.chat_template = _opened(tokenizer)
+    tokenizer.pad_token = markup.PAD
+    if not is_own(tokenizer.chat_template):
+        tokenizer.bos_token, tokenizer.eos_token = markup.BOS, markup.EOS
     tokenizer.padding_side = "right"
-    tokenizer.chat_template = CHAT_TEMPLATE
     return len(new)
 
 
@@ -71,60 +80,91 @@ class GromaProcessor(ProcessorMixin):
         self, image_processor: BitImageProcessor, tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
-        self._ids, self._plain = _special_ids(tokenizer), _plain_tokenizer(tokenizer)
-        self._words = {i: word for word, i in self._ids.items()}
-        self._forbidden = set(self._words) - {self._ids[markup.UNK]}
+        self._text = TextCodec(tokenizer)
+        self.own_template = is_own(self.chat_template or "")
+        self._frames: dict[tuple[int, bool], tuple[str, ...]] = {}
         self._statistics: tuple[Tensor, Tensor] | None = None
+        self.end_ids = self._end_ids()
+        """Ids that end an answer: generation stops at any of them, and none of them is part of the answer."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> GromaProcessor:
+        """A directory or a hub id, ours or a released checkpoint, which is converted on the way in.
+
+        Released ones are known by a tokenizer.model without a tokenizer.json; ``save_pretrained`` writes ours.
+        Raises OSError for files that are missing, ValueError for a tokenizer.model of another kind.
+        """
+        hub = {name: kwargs[name] for name in _HUB if name in kwargs}
+
+        def find(name: str) -> str | None:
+            file: str | None = cached_file(
+                str(pretrained_model_name_or_path), name, **hub, _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+            )  # fmt: skip
+            return file
+
+        if find("tokenizer.json") is None and find("tokenizer.model") is not None:
+            tokenizer = original_tokenizer(find)
+            have = tokenizer.get_vocab()
+            extend(tokenizer, sum(markup.proxy(i) in have for i in range(len(have))))
+            return cls(_original_images(find("config.json"), find("preprocessor_config.json")), tokenizer)
+        processor: GromaProcessor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return processor
 
     def encode(self, text: str) -> list[int]:
         """Token ids of grounded markup, without added <s> or </s>. Escaped text in it is inert.
 
         Raises ValueError for a proxy word the vocabulary does not have.
         """
-        ids: list[int] = []
-        pieces = markup.split(text)
-        for i, (piece, special) in enumerate(pieces):
-            if special:
-                ids.append(self.word_id(piece))
-                continue
-            if i > 0 and pieces[i - 1][0] not in _KEEPS_SPACE:
-                piece = piece.lstrip()
-            if i + 1 < len(pieces) and pieces[i + 1][0] not in _KEEPS_SPACE:
-                piece = piece.rstrip()
-            if piece:
-                ids.extend(self._encode_plain(piece))
-        return ids
+        return self._text.encode(text)
+
+    def encode_parts(self, parts: Sequence[Part], inside: bool = False) -> list[list[int]]:
+        """Ids of every part of one text; see ``groma.tokenization.TextCodec.encode_parts``."""
+        return self._text.encode_parts(parts, inside)
 
     def word_id(self, word: str) -> int:
         """The id of a special word. Raises ValueError for one the vocabulary does not have."""
-        if word not in self._ids:
-            proxies = sum(w.startswith("<r") and w[2].isdigit() for w in self._ids)
-            raise ValueError(f"no word {word} in the vocabulary, which has the proxies <r0> to <r{proxies - 1}>")
-        return self._ids[word]
+        return self._text.word_id(word)
+
+    def is_special(self, token: int) -> bool:
+        """Is ``token`` the id of a special word, of the grammar or of the tokenizer's own?"""
+        return self._text.is_special(token)
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Grounded markup of ``ids`` (T): special words kept, plain text escaped, spaces as a person would set them."""
-        pieces: list[tuple[str, bool]] = []
-        plain: list[int] = []
-        for token in [*(int(i) for i in ids), None]:
-            word = self._words.get(token) if token is not None else ""
-            if word is None:
-                plain.append(token)  # type: ignore[arg-type]  # None has word ""
-                continue
-            if plain:
-                pieces.append((self._decode_plain(plain).strip(), False))
-                plain = []
-            if word:
-                pieces.append((word, True))
-        return _join([(piece, special) for piece, special in pieces if piece])
+        return self._text.decode([int(i) for i in ids])
+
+    def frames(self, turns: int, open_answer: bool) -> tuple[str, ...]:
+        """What the chat template writes around ``turns`` turns (user, assistant, …): turns + 1 texts.
+
+        The first holds the opening; the last ends in the head of an answer if ``open_answer``.
+        Raises ValueError for a template that drops, repeats or reorders turns.
+        """
+        key = (turns, open_answer)
+        if key not in self._frames:
+            talk = [{"role": "assistant" if i % 2 else "user", "content": _TURN.format(i)} for i in range(turns)]
+            text = _render(self.tokenizer, talk, str(self.chat_template), open_answer)
+            cut = re.split(_TURN.format(r"(\d+)"), text)
+            if cut[1::2] != [str(i) for i in range(turns)]:
+                raise ValueError(f"chat template: of {turns} turns it writes {cut[1::2]}, expected each once, in order")
+            self._frames[key] = tuple(cut[0::2])
+        return self._frames[key]
+
+    def _end_ids(self) -> tuple[int, ...]:
+        if not self.own_template:
+            return (self.word_id(markup.EOS),)
+        after = self.encode_parts([Part(self.frames(2, False)[2], template=True)], inside=True)[0]
+        ends = [i for i in after if self._text.is_special(i)][:1]
+        if not ends:
+            raise ValueError("chat template: no special word follows an answer, so that no answer would ever end")
+        last = self.tokenizer.eos_token_id
+        return tuple(dict.fromkeys([*ends, *([] if last is None else [int(last)])]))
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB images of any size → (B, 3, S, S) float32, normalised; resized by Pillow's bilinear filter."""
+        """RGB images of any size → (B, 3, S, S) float32, normalised; resized by Pillow's filter of ``resample``."""
         height, width = self.image_processor.size["height"], self.image_processor.size["width"]
-        rows = [
-            np.asarray(i.convert("RGB").resize((width, height), Image.Resampling.BILINEAR), dtype=np.uint8)
-            for i in images
-        ]
+        how = Image.Resampling(int(self.image_processor.resample))
+        rows = [np.asarray(i.convert("RGB").resize((width, height), how), dtype=np.uint8) for i in images]
         # Channels move while they are still bytes: a quarter of the memory traffic.
         stack = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous().float()  # (B, 3, S, S)
         if self._statistics is None:
@@ -144,8 +184,9 @@ class GromaProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Images and/or markup → pixel_values (B, 3, S, S), input_ids and attention_mask (B, T), right-padded.
 
-        ``text`` is grounded markup, complete with its <s>; escape what users typed. ``add_special_tokens`` puts <s>
-        in front. Raises ValueError for neither images nor text, or tensors other than "pt".
+        ``text`` is grounded markup, complete with its <s>; escape what users typed. ``add_special_tokens`` puts the
+        tokenizer's start of text in front, if it has one. Raises ValueError for neither images nor text, or tensors
+        other than "pt".
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors: got {return_tensors!r}, expected 'pt'")
@@ -161,14 +202,14 @@ class GromaProcessor(ProcessorMixin):
             )
         if text is not None:
             rows = [self.encode(t) for t in ([text] if isinstance(text, str) else text)]
-            if add_special_tokens:
-                rows = [[self._ids[markup.BOS], *row] for row in rows]
+            if add_special_tokens and self.tokenizer.bos_token_id is not None:
+                rows = [[int(self.tokenizer.bos_token_id), *row] for row in rows]
             data["input_ids"], data["attention_mask"] = self.pad([torch.tensor(r, dtype=torch.long) for r in rows])
         return BatchFeature(data)
 
     def pad(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """B rows of ids (T_i) → ids (B, T) right-padded with [PAD], mask (B, T) of 1 and 0."""
-        ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=self._ids[markup.PAD])
+        ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=self.word_id(markup.PAD))
         lengths = torch.tensor([len(row) for row in rows])
         return ids, (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
 
@@ -176,53 +217,40 @@ class GromaProcessor(ProcessorMixin):
         """``decode`` of every row."""
         return [self.decode(row) for row in sequences]
 
-    def _encode_plain(self, text: str) -> list[int]:
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        if self._forbidden.isdisjoint(ids):
-            return ids
-        # A model vocabulary may hold <s> as an ordinary piece: cut the word open, so that it cannot be matched whole.
-        parts = re.findall(r"[<\[]|[^<\[]+", text)
-        ids = [i for part in parts for i in self._plain.encode(part, add_special_tokens=False).ids]
-        return [i for i in ids if i not in self._forbidden]
 
-    def _decode_plain(self, ids: list[int]) -> str:
-        return markup.escape(self._plain.decode(ids, skip_special_tokens=False)) if ids else ""
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    vocabulary = tokenizer.get_vocab()
-    missing = [word for word in markup.SPECIAL_WORDS if word not in vocabulary]
-    if missing:
-        raise ValueError(f"the tokenizer lacks {missing}: pass it through groma.processor.extend first")
-    words = [*markup.SPECIAL_WORDS]
-    while (word := markup.proxy(len(words) - len(markup.SPECIAL_WORDS))) in vocabulary:
-        words.append(word)
-    return {word: vocabulary[word] for word in words}
-
-
-def _plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """The same model without any added word, template or padding."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state.update(added_tokens=[], post_processor=None, padding=None, truncation=None)
-    return Tokenizer.from_str(json.dumps(state))
-
-
-def _join(pieces: list[tuple[str, bool]]) -> str:
-    """Put (piece, is special) together with the spaces of ordinary text.
-
-    >>> _join([("The", False), ("<p>", True), ("cup", False), ("</p>", True), (".", False)])
-    'The <p>cup</p>.'
-    """
-    text, previous, after_special = "", "", True
-    for piece, special in pieces:
-        if special and after_special:
-            space = piece == markup.PHRASE_OPEN and previous in _CLOSERS
-        elif special:
-            space = piece not in _TIGHT
-        elif after_special:
-            space = bool(text) and previous not in _OPENERS and not _NO_SPACE_BEFORE.match(piece)
-        else:
-            space = True
-        text += f" {piece}" if space else piece
-        previous, after_special = piece, special
+def _render(tokenizer: PreTrainedTokenizerFast, talk: list[dict[str, str]], template: str, open_answer: bool) -> str:
+    text: str = tokenizer.apply_chat_template(
+        talk, chat_template=template, tokenize=False, add_generation_prompt=open_answer
+    )
     return text
+
+
+def _opened(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The chat template ``tokenizer`` shall have: one of ours as it is, its own with our opening, or the published."""
+    if not tokenizer.chat_template:
+        return CHAT_TEMPLATE
+    own: str = tokenizer.get_chat_template()
+    if markup.REGION in own:
+        return own
+    from jinja2 import TemplateError
+
+    system = _TURN.format(0)
+    talk = [{"role": "system", "content": system}, {"role": "user", "content": "?"}]
+    try:
+        taken = system in _render(tokenizer, talk, own, False)
+    except TemplateError:  # so say templates of models that know no system role
+        taken = False
+    return with_opening(own, taken)
+
+
+def _original_images(config: str | None, preprocessor: str | None) -> BitImageProcessor:
+    """The image side of a released checkpoint: pictures are resized to the square by Pillow's default, bicubic.
+
+    Sizes in the stored preprocessor are those of the encoder's own recipe, which the original overrides.
+    """
+    stored = json.loads(Path(preprocessor).read_text(encoding="utf-8")) if preprocessor else {}
+    size = json.loads(Path(config).read_text(encoding="utf-8")).get("image_size") if config else None
+    return image_processor(
+        size if isinstance(size, int) else ORIGINAL_SIZE, Image.Resampling.BICUBIC,
+        stored.get("image_mean", MEAN), stored.get("image_std", STD),
+    )  # fmt: skip

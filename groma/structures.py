@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from groma import markup
+
 Role = Literal["user", "assistant"]
 
 
@@ -179,6 +181,29 @@ class View:
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """A dialogue about one view: ``turns`` said so far, ``prefix``, the KV cache of the view and all of them, so that a
+    new turn costs its own tokens only, and ``answer``, the last one (None where the turns were read, not written).
+
+    A value: going on gives another Conversation, and this one can be gone on with again. The turns point at boxes, not
+    at region numbers, so they can be read again on another view of the same picture.
+    """
+
+    view: View
+    turns: tuple[Turn, ...] = ()
+    prefix: Any = None
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of an answer's clean text, as it is written. The last piece has the ``conversation`` it led to."""
+
+    text: str
+    conversation: Conversation | None = None
+
+
+@dataclass(frozen=True)
 class Spliced:
     """Language-model input after splicing: embeds (B, T, E), ids (B, T) with proxies in place of boxes and -1 in
     feature slots, mask (B, T), labels (B, T) or None, ``regions`` (B) counts of proxies that exist, and ``pointers``
@@ -214,9 +239,9 @@ class Answer:
     """What the model said about one image: clean ``text``, grounded ``spans``, and ``found``.
 
     Boxes are xyxy pixels of the upright image, scores in [0, 1], best first for a referring answer.
-    ``raw`` is the text with its markup; ``seconds`` the time of each step; ``presence`` the probability in [0, 1]
-    that anything matches, and ``certainty`` that something does and that it is what was written. ``found`` says whether
-    the certainty reaches the model's threshold.
+    ``raw`` is the text as grounded markup (see groma.markup); ``seconds`` the time of each step; ``presence`` the
+    probability in [0, 1] that anything matches (1 or 0 where nothing was referred to), and ``certainty`` that something
+    does and that it is what was written. ``found`` says whether the certainty reaches the model's threshold.
     """
 
     text: str
@@ -255,7 +280,7 @@ class Answer:
             for box, score, region in zip(span.boxes, span.scores, span.regions, strict=True)
         ]
         return {
-            "image": self.image, "width": self.width, "height": self.height, "query": self.query, "text": self.raw,
-            "found": self.found, "boxes": rows, "model": self.model,
+            "image": self.image, "width": self.width, "height": self.height, "query": self.query,
+            "text": markup.unescape(self.raw), "found": self.found, "boxes": rows, "model": self.model,
             "seconds": {k: round(v, 4) for k, v in self.seconds.items()},
         }  # fmt: skip

@@ -21,16 +21,19 @@ GROMA = ROOT / "groma"
 FLOORS = {
     "boxes": 0, "markup": 0, "template": 0, "config": 0,
     "structures": 1,
-    "model": 2, "data": 2, "processor": 2,
-    "predictor": 3, "training": 3, "evaluation": 3, "visualize": 3, "serving": 3, "cli": 3,
+    "model": 2, "data": 2, "processor": 2, "tokenization": 2, "sentencepiece": 2,
+    "predictor": 3, "loading": 3, "decoding": 3, "dialogue": 3, "training": 3, "evaluation": 3, "visualize": 3,
+    "serving": 3, "cli": 3,
 }  # fmt: skip
 # The imports between units of one floor, each from left to right; there is no other.
 SIDEWAYS = {
     ("template", "markup"),
     ("model", "processor"),  # the Auto classes are registered together
-    ("data", "processor"),
+    ("data", "processor"), ("data", "tokenization"),
+    ("processor", "tokenization"), ("processor", "sentencepiece"),
     ("training", "evaluation"), ("training", "predictor"),
-    ("evaluation", "predictor"),
+    ("predictor", "loading"), ("predictor", "decoding"), ("predictor", "dialogue"), ("dialogue", "decoding"),
+    ("evaluation", "predictor"), ("evaluation", "loading"),
     ("cli", "predictor"), ("cli", "visualize"),
     ("serving", "predictor"), ("serving", "visualize"), ("serving", "cli"),
 }  # fmt: skip

@@ -1,13 +1,23 @@
-"""The published prompt template: fixed texts, questions by task, and dialogues to token ids.
+"""The prompt template: fixed texts, questions by task, and dialogues to token ids.
 
-A prompt is tokenised in segments, so that it always starts with the ids of ``opening_prompt``, whatever follows::
+A prompt is tokenised in parts, so that it always starts with the ids of ``opening_prompt``, whatever follows, and so
+that what a user wrote changes no token of the template::
 
     <s>SYSTEM USER: Here is an image … ASSISTANT: Thank you … with it?          opening_prompt
     </s>USER: Locate <p>the red cup</p> in the image. ASSISTANT:                question_prompt, stage "instruct"
     <roi><ground_box></roi></s>                                                 labels: the answer and its end
 
-Stage "align" puts a space where "instruct" has ``</s>`` after the opening. Its answers end with ``</s>`` all the same
-(the published alignment targets have no end, and such a model never stops).
+This is the published template, for tokenizers that bring none. It differs from the original's in two points: white
+space around a turn is dropped (the original keeps a user's, and one at the end changes the tokens of "ASSISTANT:"), and
+in stage "align", which puts a space where "instruct" has ``</s>`` after the opening, answers end with ``</s>`` all the
+same (the published alignment targets have no end, and such a model never stops).
+
+A language model with a chat template of its own is spoken to in that one, with the same turns and the same opening pair
+in both stages; labels are the answers and the word that ends them::
+
+    <|im_start|>system … with it?<|im_end|> <|im_start|>user                    opening_prompt
+    Locate <p>the red cup</p> in the image.<|im_end|> <|im_start|>assistant     question_prompt
+    <roi><ground_box></roi><|im_end|>                                           labels
 """
 
 from __future__ import annotations
@@ -21,6 +31,7 @@ from torch import Tensor
 from groma import markup
 from groma.structures import Prompt, Turn
 from groma.template import ASSISTANT, OPENING_ANSWER, OPENING_QUESTION, SYSTEM, USER
+from groma.tokenization import Part
 
 if TYPE_CHECKING:
     from groma.processor import GromaProcessor
@@ -118,32 +129,85 @@ def refer_turns(expression: str, boxes: Tensor, template: int = 0) -> tuple[Turn
 
 
 def opening_prompt(processor: GromaProcessor) -> Prompt:
-    """<s>, system text and opening pair: the start that all prompts of a processor share, without labels."""
-    ids = processor.encode(f"{markup.BOS}{SYSTEM} {USER} {OPENING_QUESTION} {ASSISTANT} {OPENING_ANSWER}")
+    """System text and opening pair: the start that all prompts of a processor share, without labels."""
+    if processor.own_template:
+        ids = processor.encode(_head(processor.frames(1, True)[0]))
+    else:
+        ids = processor.encode(f"{markup.BOS}{SYSTEM} {USER} {OPENING_QUESTION} {ASSISTANT} {OPENING_ANSWER}")
     return _prompt(ids, [IGNORE] * len(ids), [], [])
 
 
 def question_prompt(
     processor: GromaProcessor, turns: Sequence[Turn], stage: Stage = "instruct", open_answer: bool = True
 ) -> Prompt:
-    """What follows ``opening_prompt``: the given turns; ends in "ASSISTANT:" if ``open_answer``.
+    """What follows ``opening_prompt``: the given turns; ends in the head of an answer if ``open_answer``.
 
-    Labels stand on the answers of ``turns`` and their ``</s>``. Raises ValueError for turns out of order.
+    Labels stand on the answers of ``turns`` and what ends them. Raises ValueError for turns out of order, and for a
+    chat template that changes the opening by what follows it.
     """
     _check(turns, open_answer)
+    if processor.own_template:
+        ids, labels = _by_template(processor, turns, open_answer)
+    else:
+        ids, labels = _as_published(processor, turns, stage)
+    boxes = {role: [turn.boxes for turn in turns if turn.role == role] for role in ("user", "assistant")}
+    return _prompt(ids, labels, boxes["user"], boxes["assistant"])
+
+
+def answer_ids(processor: GromaProcessor, text: str) -> list[int]:
+    """Ids of an answer (markup) as it stands in a dialogue, without its end."""
+    if not processor.own_template:
+        return processor.encode_parts([Part(text.strip())])[0]
+    return _content(processor, processor.frames(2, False)[1], text)
+
+
+def _as_published(processor: GromaProcessor, turns: Sequence[Turn], stage: Stage) -> tuple[list[int], list[int]]:
     end = processor.word_id(markup.EOS)
-    ids = [end] if stage == "instruct" else []
+    inside = stage == "align"  # the opening goes on; every later turn follows a </s>
+    ids = [] if inside else [end]
     labels = [IGNORE] * len(ids)
     for turn in turns:
         if turn.role == "user":
-            new = processor.encode(f"{USER} {turn.text.strip()} {ASSISTANT}")
+            head = Part(f" {USER}" if inside else USER, template=True)
+            parts = [head, Part(f" {turn.text.strip()}"), Part(f" {ASSISTANT}", template=True)]
+            new = [token for row in processor.encode_parts(parts, inside) for token in row]
             labels += [IGNORE] * len(new)
+            inside = False
         else:
-            new = [*processor.encode(turn.text.strip()), end]
+            new = [*answer_ids(processor, turn.text), end]
             labels += new
         ids += new
-    boxes = {role: [turn.boxes for turn in turns if turn.role == role] for role in ("user", "assistant")}
-    return _prompt(ids, labels, boxes["user"], boxes["assistant"])
+    return ids, labels
+
+
+def _by_template(processor: GromaProcessor, turns: Sequence[Turn], open_answer: bool) -> tuple[list[int], list[int]]:
+    frames = processor.frames(len(turns), open_answer)
+    if frames[0] != processor.frames(1, True)[0]:
+        raise ValueError("chat template: what it writes before the first question depends on what comes after it")
+    ids: list[int] = []
+    labels: list[int] = []
+    for turn, before, after in zip(turns, frames[:-1], frames[1:], strict=True):
+        new = _content(processor, before, turn.text)
+        rest = processor.encode_parts([Part(_head(after), template=True)], inside=True)[0]
+        learned = 0
+        if turn.role == "assistant":
+            ends = [i for i, token in enumerate(rest) if processor.is_special(token)]
+            learned = len(new) + 1 + ends[0]
+        ids += new + rest
+        labels += (new + rest)[:learned] + [IGNORE] * (len(new) + len(rest) - learned)
+    return ids, labels
+
+
+def _head(frame: str) -> str:
+    """A frame without the spaces at its end: those are tokens of the text that follows."""
+    return frame.rstrip(" ")
+
+
+def _content(processor: GromaProcessor, frame: str, text: str) -> list[int]:
+    """Ids of a turn's text after ``frame``, to which it may owe the spaces it starts with."""
+    head = _head(frame)
+    parts = [Part(head, template=True), Part(" " * (len(frame) - len(head)) + text.strip())]
+    return processor.encode_parts(parts, inside=True)[1]
 
 
 def build_prompt(

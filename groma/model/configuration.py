@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from groma import markup
+from groma.model.checkpoint_config import is_original, is_perceiver, settings
 
 
 class ProposerConfig(PreTrainedConfig):
@@ -56,8 +58,9 @@ class GromaConfig(PreTrainedConfig):
     image_size: pixels of the square input. proxies: proxy words in the vocabulary; max_regions ≤ proxies.
     score_threshold (strictly above counts, 0 = off) and nms_threshold (IoU) select regions from the proposals.
     region_*: the region encoder; region_scales are map sizes relative to the patch grid, first to the shallowest of
-    the encoder levels used. Two switches exist for the released weights only and are set by nobody else:
-    region_boxes "centre" (cx, cy, w, h read as corners) and region_stride_error 2.0 (ROIAlign strides off by two).
+    the encoder levels used. Three switches exist for the released weights only and are set by nobody else:
+    region_boxes "centre" (cx, cy, w, h read as corners), region_stride_error 2.0 (ROIAlign strides off by two) and
+    position_scale_offset 0.1 (DINOv2's position table is resized by the factor (grid + 0.1) / side, not to the grid).
     token_norm: image and region tokens pass a LayerNorm whose gain starts at 0.1, near the size of word embeddings (not
     in the released weights). Encoder features are large; where a token is hundreds of times a word, what attention
     writes beside it is lost, and the language model never learns which proxy belongs to which region.
@@ -66,6 +69,9 @@ class GromaConfig(PreTrainedConfig):
     pointer_head: a proxy's output row is its word's row plus its region's token through a learned matrix, so that what
     is said can match what is seen directly (not in the released weights: a pre-trained language model looks the proxy
     up by attention; a small one trained from scratch did not learn to from 60,000 questions).
+    score_temperature divides the logits of the proxies before their softmax, presence_temperature the log-odds that
+    something matches (None: score_temperature there too); an expression whose probability that something matches is
+    below found_threshold is answered found=False. Calibration fits the three (docs/scores.md).
     words: how many description words the stage-1 region-words auxiliary predicts (0 = none).
     new_token_ids: id of every word of ``markup.words(proxies)`` in the tokenizer; base_vocab: size before extension.
     """
@@ -91,6 +97,7 @@ class GromaConfig(PreTrainedConfig):
     region_box_hidden: int = 256
     region_boxes: str = "corners"
     region_stride_error: float = 1.0
+    position_scale_offset: float = 0.0
     token_norm: bool = False
     named_slots: bool = False
     pointer_head: bool = False
@@ -99,6 +106,7 @@ class GromaConfig(PreTrainedConfig):
     new_token_ids: dict[str, int] | None = None
     found_threshold: float = 0.5
     score_temperature: float = 1.0
+    presence_temperature: float | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -112,12 +120,29 @@ class GromaConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.region_boxes not in ("corners", "centre"):
             raise ValueError(f"region_boxes: got {self.region_boxes!r}, expected 'corners' or 'centre'")
+        if self.position_scale_offset and self.encoder.model_type != "dinov2":
+            raise ValueError(
+                f"position_scale_offset: got {self.position_scale_offset}, expected 0 for a {self.encoder.model_type}"
+                " encoder; dinov2 alone has it"
+            )
         if self.max_regions > self.proxies:
             raise ValueError(f"max_regions {self.max_regions} is more than the {self.proxies} proxy words")
         if self.image_size % self.patch_size or (self.image_size // self.patch_size) % 2:
             raise ValueError(
                 f"image_size {self.image_size} must be an even number of patches of {self.patch_size} pixels"
             )
+        for name, value in zip(("score_temperature", "presence_temperature"), self.temperatures, strict=True):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: got {value}, expected a number above 0")
+        if not 0 <= self.found_threshold <= 1:
+            raise ValueError(f"found_threshold: got {self.found_threshold}, expected a number from 0 to 1")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers', and from the config.json of a released checkpoint; see groma.model.checkpoint_config."""
+        if is_original(config_dict) or is_perceiver(config_dict):
+            config_dict = settings(config_dict, kwargs.get("image_size"))
+        return super().from_dict(config_dict, **kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The language model's configuration, which sizes the KV cache."""
@@ -127,6 +152,12 @@ class GromaConfig(PreTrainedConfig):
     def patch_size(self) -> int:
         """Side of an encoder patch in pixels."""
         return int(self.encoder.patch_size)
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """What divides the logits of the proxies, and what divides the log-odds that something matches."""
+        presence = self.presence_temperature
+        return self.score_temperature, self.score_temperature if presence is None else presence
 
     @property
     def new_words(self) -> int:

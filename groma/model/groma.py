@@ -6,7 +6,7 @@ Legend: B images, N regions of an image, T tokens, E language-model width, V who
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 from transformers.utils import ModelOutput
 
+from groma.model import checkpoint
 from groma.model.configuration import GromaConfig
 from groma.model.detection_loss import detection_losses
 from groma.model.encoder import ImageEncoder, TokenMerge, TokenNorm
@@ -56,7 +57,7 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.llm = AutoModelForCausalLM.from_config(config.llm)
         width, llm_width = config.encoder.hidden_size, config.llm.hidden_size
-        self.encoder = ImageEncoder(config.encoder)
+        self.encoder = ImageEncoder(config.encoder, config.position_scale_offset)
         self.proposer = Proposer(config.proposer, width)
         self.regions = RegionEncoder(config, llm_width)
         self.bridge = TokenMerge(width, llm_width, config.token_norm)
@@ -64,6 +65,23 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.words_head = nn.Linear(llm_width, config.words) if config.words else None
         self.splicer = Splicer(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None,
+                        **options: Any) -> Self:  # fmt: skip
+        """As transformers', and of released (original) checkpoints as they are: a directory or a hub id.
+
+        Those hold no generation settings of ours, so that generation_config.json is not read.
+        Raises ValueError, in one line, for weights that are damaged, are more than tensors, or do not fit.
+        """
+        original = checkpoint.find(pretrained_model_name_or_path, options)
+        if original is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **options)
+        config, state_dict, options = original.prepare(cls, config, options)
+        loaded: Any = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **options)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model.name_or_path = model.config.name_or_path = original.source.name
+        return loaded
 
     # -- transformers' questions ------------------------------------------------------------------------------------
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Turn a trained tabletop model into the embedded default: fit when it says "nothing there", store it small.
+"""Turn a trained tabletop model into the embedded default: calibrate its scores, store it small.
 
 examples:
   python projects/tabletop/export.py --model outputs/stage3/final --data data/tabletop/val --out groma/assets/tabletop
 
-The threshold on the certainty of an answer (groma/predictor.py) is fitted on --data (the validation split, never the
-test split): the one with the highest mean of "absent refused" and "present not refused" among those that refuse at most
-9 % of what is present. Weights are stored as bfloat16.
+Weights are rounded to bfloat16 and stored so. With the rounded weights, the temperatures of the scores and the
+threshold below which it says "nothing there" are fitted on --data (the validation split, never the test split), as
+tools/calibrate.py does; calibration.json, beside the model, has the figures before and after.
 """
 
 from __future__ import annotations
@@ -28,61 +28,46 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-MOST_REFUSED = 0.09
-"""Share of the present expressions that may be refused: two standard errors of 2,000 below what users are promised."""
-
-
-def best_threshold(
-    present: list[float], absent: list[float], most_refused: float = MOST_REFUSED
-) -> tuple[float, float, float]:
-    """(threshold, share of absent below it, share of present below it) with the highest balanced accuracy.
-
-    At most the share ``most_refused`` of present ones lies below it.
-    present, absent: certainties in [0, 1] of the answers where something matches and where nothing does.
-    Candidates lie halfway between neighbouring values. Raises ValueError where either list is empty.
-
-    >>> best_threshold([0.9, 0.8, 0.3], [0.1, 0.2, 0.4])
-    (0.25, 0.6666666666666666, 0.0)
-    """
-    if not present or not absent:
-        raise ValueError(f"got {len(present)} present and {len(absent)} absent expressions, expected some of both")
-    values = sorted({*present, *absent})
-    best = (0.0, 0.0, 0.0)
-    for low, high in zip([0.0, *values], [*values, 1.0], strict=True):
-        threshold = (low + high) / 2
-        refused = sum(v < threshold for v in absent) / len(absent)
-        wronged = sum(v < threshold for v in present) / len(present)
-        if wronged <= most_refused and refused - wronged > best[1] - best[2]:
-            best = (threshold, refused, wronged)
-    return best
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Fit, store, tell; returns the exit status."""
     args = parse(arguments)
     with cli.user_errors():
         import torch
 
-        from groma.evaluation.grounding import ask, read_rec
+        from groma.evaluation.calibration import calibrate, write_json
+        from groma.evaluation.evidence import Settings, join, read
+        from groma.evaluation.grounding import read_rec
 
         groma = cli.load(args.model, "auto", "float32", quiet=True)
-        present: list[float] = []
-        absent: list[float] = []
-        for _, verdicts in ask(groma, read_rec(args.data / "rec.json"), args.data / "images", args.limit):
-            for verdict in verdicts:
-                (present if verdict.expression.referents else absent).append(verdict.answer.certainty)
-        threshold, refused, wronged = best_threshold(present, absent)
-        groma.model.config.found_threshold = round(threshold, 4)
+        for parameter in groma.model.parameters():
+            parameter.data = parameter.data.bfloat16().float()
+        evidence = join(list(read(groma, read_rec(args.data / "rec.json"), args.data / "images", args.limit)))
+        result = calibrate(evidence, Settings.of(groma.model.config))
+        result.after.apply(groma.model.config)
         # Stage 1's auxiliary: it read region tokens that have moved since.
         groma.model.words_head, groma.model.config.words = None, 0
         groma.model.to(torch.bfloat16).save_pretrained(args.out)
         groma.processor.save_pretrained(args.out)
+        write_json(args.out / "calibration.json", {"data": str(args.data), **result.to_dict()})
         size = sum(f.stat().st_size for f in args.out.glob("*.safetensors")) / 1e6
-        print(
-            f"{args.out}: {size:.1f} MB; found_threshold {threshold:.4f} refuses {refused:.3f} of {len(absent)} absent "
-            f"and {wronged:.3f} of {len(present)} present expressions of {args.data}"
-        )
+        after, counts = result.after, result.counts
+        temperatures = f"temperatures {after.score_temperature:.4f} and {after.presence_temperature:.4f}"
+        print(f"{args.out}: {size:.1f} MB; {temperatures}; found_threshold {after.found_threshold:.4f}")
+        # one picture leaves nothing to hold out
+        what, figures = "held out", result.figures_held_out
+        if figures is None:
+            what, figures = "same data", result.figures_fitted
+        ece = f"ECE of the score {result.figures_before.top.ece:.4f} before, {figures.top.ece:.4f} after"
+        refused = f"refused {share(figures.absent_refused)} of {counts['absent']} absent expressions"
+        print(f"{what}: {ece}; {refused} and {share(figures.present_refused)} of {counts['present']} present")
+        for note in result.notes:
+            print(f"note: {note}")
     return cli.FOUND
+
+
+def share(value: float | None) -> str:
+    """A share as text, or a dash where there was nothing to count."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def test_defaults_are_the_released_model() -> None:
     assert (tuple(proposer.heads), tuple(proposer.fusion)) == (("coco", "sa1b"), (0.4, 0.6))
     assert (config.llm.model_type, config.llm.hidden_size, config.llm.vocab_size) == ("llama", 4096, 32000)
     assert (config.max_regions, config.nms_threshold, config.score_threshold) == (100, 0.6, 0.15)
-    assert (config.region_boxes, config.region_stride_error) == ("corners", 1.0)
+    assert (config.region_boxes, config.region_stride_error, config.position_scale_offset) == ("corners", 1.0, 0.0)
 
 
 def test_new_words_follow_the_base_vocabulary() -> None:
@@ -59,6 +59,8 @@ def test_parts_are_swapped_by_configuration() -> None:
 
 @pytest.mark.parametrize("settings, message", [
     ({"region_boxes": "center"}, "region_boxes: got 'center', expected 'corners' or 'centre'"),
+    ({"position_scale_offset": 0.1, "encoder": {"model_type": "dinov3_vit"}},
+     "position_scale_offset: got 0.1, expected 0 for a dinov3_vit encoder"),
     ({"max_regions": 101}, "max_regions 101 is more than the 100 proxy words"),
     ({"image_size": 450}, "image_size 450 must be an even number of patches of 14 pixels"),
     ({"image_size": 448 + 14}, "image_size 462 must be an even number"),
@@ -73,13 +75,17 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> No
 
 
 def test_saved_and_loaded_configurations_are_equal(tmp_path: Path) -> None:
-    config = GromaConfig(proposer={"levels": 2, "queries": 77}, score_temperature=1.5, found_threshold=0.25, words=3)
+    config = GromaConfig(
+        proposer={"levels": 2, "queries": 77}, score_temperature=1.5, found_threshold=0.25, words=3,
+        position_scale_offset=0.1,
+    )  # fmt: skip
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert type(loaded) is GromaConfig
     assert isinstance(loaded.proposer, ProposerConfig)
     assert loaded.proposer.queries == 77
     assert (loaded.score_temperature, loaded.found_threshold, loaded.words) == (1.5, 0.25, 3)
+    assert loaded.position_scale_offset == 0.1
     assert loaded.new_token_ids == config.new_token_ids
     where = {"_name_or_path": "", "transformers_version": ""}
     assert loaded.to_dict() | where == config.to_dict() | where

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from groma import markup, predictor
+from groma import decoding, markup, predictor
 from groma.data.prompts import build_prompt, refer_question
 from groma.predictor import Groma
 from groma.structures import Prompt, Turn, View
@@ -33,19 +33,18 @@ def oracle(groma: Groma, view: View, text: str) -> tuple[float, Tensor, list[int
     point, close = config.token_id("<roi>"), config.token_id("</roi>")
     [nothing, *_] = processor.encode("Nothing matches.")
 
-    def logits(after: list[int]) -> Tensor:
+    def logits(after: list[int], temperature: float = config.score_temperature) -> Tensor:
         ids = torch.cat((prompt.ids, torch.tensor(after, dtype=torch.long)))
         given = Prompt(ids, torch.full_like(ids, -100), prompt.refer_boxes, prompt.ground_boxes)
-        return model.speak(model.splice([view], [given]).embeds).logits[0, -1].double() / config.score_temperature
+        return model.speak(model.splice([view], [given]).embeds).logits[0, -1].double() / temperature
 
     def share(scores: Tensor, tokens: list[int]) -> Tensor:
         return scores[tokens].softmax(0)
 
-    f = share(logits([]), [point, nothing])[0].item()
     proxies = config.proxy_ids[: len(view.proposals)]
-    inside = logits([point])
-    f *= 1 - share(inside, [*proxies, close])[-1].item()
-    p = share(inside, proxies)
+    points = share(logits([], 1), [point, nothing])[0] * (1 - share(logits([point], 1), [*proxies, close])[-1])
+    f = torch.sigmoid(torch.logit(points) / config.temperatures[1]).item()
+    p = share(logits([point]), proxies)
     steps, written, left = [dict(enumerate(p.tolist()))], [int(p.argmax())], set(range(len(proxies)))
     while True:
         left.discard(written[-1])
@@ -65,7 +64,7 @@ def oracle(groma: Groma, view: View, text: str) -> tuple[float, Tensor, list[int
 
 
 @pytest.mark.parametrize("seed, changes", [
-    (0, {}), (1, {}), (2, {"score_temperature": 2.5}), (3, {"score_temperature": 0.3}),
+    (0, {}), (1, {}), (2, {"score_temperature": 2.5}), (3, {"score_temperature": 0.3, "presence_temperature": 1.7}),
     (4, {"max_regions": 1}), (5, {"max_regions": 2}), (6, {"score_threshold": 0.99}),
 ])  # fmt: skip
 def test_scores_and_regions_equal_the_oracle(
@@ -97,12 +96,11 @@ def test_the_oracle_is_put_to_work(build: Callable[..., Groma], picture: Path) -
 
 
 def test_groups_share_by_hand() -> None:
-    # two regions and "closed" (2). Row 0 writes 1, closes; row 1 writes 0, then 1.
-    steps = torch.tensor([[[0.3, 0.7, 0], [0.1, 0, 0.9]], [[0.6, 0.4, 0], [0, 0.8, 0.2]]])
-    written, shares = predictor._groups(steps, torch.tensor([[1, 2], [0, 1]]), 2)
-    assert written == [[1], [0, 1]]
-    assert shares[0] == pytest.approx([0.7])
-    assert shares[1] == pytest.approx([1.0, 0.8])
+    # two regions and "closed". One row writes 1, closes; another writes 0, then 1.
+    first = torch.tensor([[0.3, 0.7, 0], [0.1, 0, 0.9]])
+    other = torch.tensor([[0.6, 0.4, 0], [0, 0.8, 0.2]])
+    assert decoding.shares(list(first), [1]) == pytest.approx((0.7,))
+    assert decoding.shares(list(other), [0, 1]) == pytest.approx((1.0, 0.8))
 
 
 def test_top_k_takes_the_most_likely(groma: Groma, view: View) -> None:

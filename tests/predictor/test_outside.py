@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from groma.data.images import ImageError
-from groma.predictor import Groma, pick_device, user_boxes
-from groma.processor import GromaProcessor
-from groma.structures import View
+from groma.dialogue import user_boxes
+from groma.loading import pick_device
+from groma.predictor import Groma
+from groma.structures import Prompt, View
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 TEXTS = ["the red ball", "cup", "the second of all the long green boxes that stand behind the ball", "a ring?"]
@@ -32,13 +32,13 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE)
 def test_typed_special_words_are_inert(groma: Groma, view: View, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, seen = groma.model.config, []
-    pad = type(groma.processor).pad
+    splice = groma.model.splice
 
-    def spy(self: GromaProcessor, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-        seen.extend(row.tolist() for row in rows)
-        return pad(self, rows)
+    def spy(views: list[View], prompts: list[Prompt], left: bool = False) -> Any:
+        seen.extend(prompt.ids.tolist() for prompt in prompts)
+        return splice(views, prompts, left)
 
-    monkeypatch.setattr(type(groma.processor), "pad", spy)
+    monkeypatch.setattr(groma.model, "splice", spy)
     answer = groma.refer(view, text, top_k=1)
     special = set(config.new_token_ids.values()) - {config.token_id("<unk>")}
     ours = Counter(token for token in seen[0] if token in special)
