@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from groma.model.groma import GromaForConditionalGeneration
     from groma.predictor import Groma
     from groma.processor import GromaProcessor
-    from groma.structures import Answer
+    from groma.structures import Answer, Conversation
 
 __version__ = "0.1.0"
 __all__ = [
     "Answer",
+    "Conversation",
     "Groma",
     "GromaConfig",
     "GromaForConditionalGeneration",
@@ -34,6 +35,7 @@ __all__ = [
 
 _HOMES = {
     "Answer": "groma.structures",
+    "Conversation": "groma.structures",
     "Groma": "groma.predictor",
     "GromaConfig": "groma.model.configuration",
     "GromaForConditionalGeneration": "groma.model.groma",

@@ -10,8 +10,8 @@ Three numbers of the configuration are fitted, in this order (docs/scores.md say
   referent is above 0.5: -log of the sum of p over the right regions, over the expressions that have one. Temperature
   scaling as in Guo et al. 2017, section 4.2: it changes how sure the model is, never what it points at.
 - ``presence_temperature`` minimises the negative log-likelihood of "something matches" against the truth.
-- ``found_threshold``, on the certainty so calibrated (presence times p of what is written), maximises the share of absent expressions refused minus the share
-  of present ones refused, with the latter at most ``max_refused``.
+- ``found_threshold``, on the certainty so calibrated (presence times p of what is written), maximises the share of
+  absent expressions refused minus the share of present ones refused, with the latter at most ``max_refused``.
 
 What is fitted on a set looks better on that set than it is. So the figures after are also given held out: pictures are
 dealt into folds, and each fold is scored with what was fitted on the others.

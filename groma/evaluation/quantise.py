@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from groma.evaluation.random_weights import pick_dtype
+from groma.loading import pick_dtype
 from groma.model.configuration import GromaConfig
 from groma.model.groma import GromaForConditionalGeneration
 from groma.predictor import Groma

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from groma import markup
 from groma.data.prompts import question_prompt
-from groma.loading import DTYPES, EMBEDDED
+from groma.loading import EMBEDDED, pick_dtype
 from groma.model.configuration import GromaConfig
 from groma.model.groma import GromaForConditionalGeneration
 from groma.predictor import Groma
@@ -27,8 +27,6 @@ from groma.processor import GromaProcessor, extend, image_processor
 from groma.structures import Turn
 
 PERIOD = 1_000_003  # random numbers repeat after a prime number of entries, so that no two rows are the same
-WIDE = 1024
-"""Of a language model: from this hidden size on, bfloat16 is taken on a CPU that multiplies it."""
 LOUD = 100.0  # the embedding of the channel that names the last word; what layers add to it is below 10
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -76,24 +74,6 @@ def random_groma(size: str, device: torch.device, dtype: str = "auto", seed: int
     _fill(model, torch.Generator().manual_seed(seed))
     _point_once(model, processor)
     return Groma(model, processor, size)
-
-
-def pick_dtype(name: str, device: torch.device, llm_width: int) -> torch.dtype:
-    """The number format of ``name``; "auto" is bfloat16 where that is faster, and float32 elsewhere.
-
-    It is faster on a CUDA GPU, and for a language model at least WIDE on a CPU that multiplies it in hardware
-    (AVX512-BF16, AMX). Other CPUs convert every number, and a narrow model waits for other things than products.
-    Raises ValueError, with the names there are, for another.
-    """
-    if name in DTYPES:
-        return DTYPES[name]
-    if name != "auto":
-        raise ValueError(f"dtype: got {name!r}, expected auto or one of {', '.join(DTYPES)}")
-    # Not in every torch this runs on; without it nothing is known of the CPU.
-    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    multiplies = able.get("avx512_bf16", False) or able.get("amx_bf16", False)
-    fast = device.type == "cuda" or (device.type == "cpu" and multiplies and llm_width >= WIDE)
-    return torch.bfloat16 if fast else torch.float32
 
 
 def processor_of(vocabulary: int, image_size: int) -> GromaProcessor:

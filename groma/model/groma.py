@@ -140,7 +140,8 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         base = self.llm.get_decoder()
         out = base(inputs_embeds=embeds, attention_mask=mask, past_key_values=past_key_values, use_cache=use_cache,
                    position_ids=position_ids)  # fmt: skip
-        hidden = out.last_hidden_state[:, -last:] if last else out.last_hidden_state
+        # Of several rows the last positions lie apart, and a product of such a tensor copies the whole head per row.
+        hidden = out.last_hidden_state[:, -last:].contiguous() if last else out.last_hidden_state
         logits = self.vocabulary.logits(hidden, self.llm.get_output_embeddings(), pointers)
         return GromaOutput(logits=logits, past_key_values=out.past_key_values)
 

@@ -101,7 +101,38 @@ def _with_coordinates(x: Tensor) -> Tensor:
     h, w = x.shape[-2:]
     xs = torch.linspace(-1, 1, w, device=x.device, dtype=x.dtype).expand(len(x), 1, h, w)
     ys = torch.linspace(-1, 1, h, device=x.device, dtype=x.dtype)[:, None].expand(len(x), 1, h, w)
-    return torch.cat((x, xs, ys), 1)
+    # The encoder's maps have their channels last already; kept so, resizing, norms and ROIAlign read whole rows.
+    return torch.cat((x, xs, ys), 1).contiguous(memory_format=torch.channels_last)
+
+
+def read_bilinear(level: Tensor, image: Tensor, places: Tensor, size: int, samples: int) -> Tensor:
+    """ROIAlign (aligned) of places (R, 4), in cells, on the maps (B, C, h, w) of image (R) → (R, C, size, size).
+
+    The same numbers as torchvision's, which on a CPU runs on one thread and by single numbers: here every bin is a
+    weighted sum of (2 · samples)² rows of channels.
+    """
+    _, c, h, w = level.shape
+    y, of_y = _taps(places[:, 1], places[:, 3], size, samples, h)  # (R, size, 2 · samples)
+    x, of_x = _taps(places[:, 0], places[:, 2], size, samples, w)
+    cells = (image[:, None, None] * h + y)[:, :, None, :, None] * w + x[:, None, :, None, :]
+    weights = of_y[:, :, None, :, None] * of_x[:, None, :, None, :]
+    rows = level.permute(0, 2, 3, 1).reshape(-1, c)
+    bins = F.embedding_bag(cells.flatten(3).flatten(0, 2), rows, mode="sum",
+                           per_sample_weights=weights.flatten(3).flatten(0, 2))  # fmt: skip
+    return bins.view(-1, size, size, c).permute(0, 3, 1, 2)
+
+
+def _taps(low: Tensor, high: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
+    """Cells (R, bins, 2 · samples) read along one axis of ``length`` cells between low and high (R), and weights."""
+    inner = (torch.arange(samples, device=low.device) + 0.5) / samples
+    steps = torch.arange(bins, device=low.device)[:, None] + inner
+    at = low[:, None, None] - 0.5 + (high - low)[:, None, None] / bins * steps  # (R, bins, samples)
+    inside = ((at >= -1) & (at <= length)).to(at.dtype) / samples
+    at = at.clamp(0, length - 1)
+    first = at.floor()
+    share = at - first
+    cells = torch.stack((first, (first + 1).clamp(max=length - 1)), -1).long()
+    return cells.flatten(2), torch.stack(((1 - share) * inside, share * inside), -1).flatten(2)
 
 
 class RegionEncoder(nn.Module):
@@ -132,10 +163,11 @@ class RegionEncoder(nn.Module):
             given = box_ops.xyxy_to_cxcywh(given)
         maps = self._maps(features)
         image = torch.arange(len(boxes), device=given.device).repeat_interleave(
-            torch.tensor(counts, device=given.device)
+            torch.tensor(counts, device=given.device), output_size=len(given)
         )
-        pooled = torch.stack([conv(self._align(m, image, given)) for conv, m in zip(self.convs, maps, strict=True)])
-        x = self.flatten(F.relu(pooled.sum(0)).flatten(1)) + self.box_embedding(given.to(pooled.dtype))  # (R, hidden)
+        first, *others = (conv(self._align(m, image, given)) for conv, m in zip(self.convs, maps, strict=True))
+        pooled = sum(others, first)  # (R, C, size, size)
+        x = self.flatten(F.relu(pooled).flatten(1)) + self.box_embedding(given.to(pooled.dtype))  # (R, hidden)
         return list(self.norm(self.output(x)).split(counts))
 
     def _maps(self, features: ImageFeatures) -> list[Tensor]:
@@ -148,6 +180,8 @@ class RegionEncoder(nn.Module):
         """ROIAlign of every box on its image's map (B, C, h, w) → (R, C, size, size); float32, as bf16 lacks one."""
         h, w = level.shape[-2:]
         places = boxes.float() * boxes.new_tensor([w, h, w, h]).float() * self.stride_error
+        if level.is_cpu and not torch.is_grad_enabled():
+            return read_bilinear(level.float(), image, places, self.size, SAMPLES).to(level.dtype)
         rois = torch.cat((image[:, None].float(), places), 1)
         with torch.autocast(level.device.type, enabled=False):
             pooled = roi_align(level.float(), rois, self.size, 1.0, SAMPLES, aligned=True)

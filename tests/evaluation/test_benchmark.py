@@ -15,10 +15,10 @@ import torch
 
 from groma.evaluation import benchmark, naive, quantise, side
 from groma.evaluation.flops import counter
-from groma.evaluation.random_weights import LOUD, SIZES, pick_dtype, processor_of, random_groma
+from groma.evaluation.random_weights import LOUD, SIZES, processor_of, random_groma
 from groma.evaluation.side import Job, Loaded, Pass, Side, Worker, high_water, serve
 from groma.evaluation.stopwatch import PARTS, Lap, Stopwatch
-from groma.loading import EMBEDDED
+from groma.loading import EMBEDDED, pick_dtype
 from groma.model.configuration import GromaConfig
 from groma.predictor import Groma
 

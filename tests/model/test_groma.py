@@ -102,6 +102,19 @@ def test_the_last_logits_alone(model: GromaForConditionalGeneration, pixels: Ten
     torch.testing.assert_close(model(inputs_embeds=spliced.embeds, logits_to_keep=1).logits, whole[:, -1:])
 
 
+@torch.no_grad()
+def test_the_head_reads_last_positions_side_by_side(
+    model: GromaForConditionalGeneration, pixels: Tensor, prompts: list[Prompt]
+) -> None:
+    """A product of rows that lie apart would copy the whole head for each of them."""
+    spliced = model.splice(model.look(pixels), prompts, left=True)
+    seen: list[bool] = []
+    handle = model.vocabulary.head.register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous()))
+    model.speak(spliced.embeds, spliced.mask, last=2)
+    handle.remove()
+    assert seen == [True]
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
