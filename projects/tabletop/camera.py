@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,9 @@ class Camera:
     width: int
     height: int
 
+    @lru_cache(maxsize=1)  # noqa: B019  asked for at every object of a scene; one camera a scene
     def axes(self) -> Array:
-        """Unit right, up and forward vectors of the camera, as the rows of a (3,3) array."""
+        """Unit right, up and forward vectors of the camera, as the rows of a (3,3) array, to be read only."""
         forward = np.subtract(self.target, self.position)
         forward = forward / np.linalg.norm(forward)
         right = np.cross(forward, (0.0, 0.0, 1.0))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ def make_scene(renderer: Renderer, settings: Settings, split: str, index: int) -
     allowed = pairs(split)
     rng = generator(settings.seed, split, index, 1)
     seen = [
-        asdict(thing) | {"visibility": round(thing.visibility, 4), "caption": region_caption(things, i)}
+        plain(thing) | {"visibility": round(thing.visibility, 4), "caption": region_caption(things, i)}
         for i, thing in enumerate(things)
     ]
     record = {
@@ -56,13 +57,22 @@ def make_scene(renderer: Renderer, settings: Settings, split: str, index: int) -
         "file_name": file_name(split, index),
         "width": settings.width,
         "height": settings.height,
-        "scene": asdict(scene),
+        "scene": plain(scene),
         "things": seen,
-        "expressions": [asdict(e) for e in sample_expressions(things, settings.width, rng, allowed)],
-        "caption": asdict(grounded_caption(things, settings.width, rng)),
+        "expressions": [plain(e) for e in sample_expressions(things, settings.width, rng, allowed)],
+        "caption": plain(grounded_caption(things, settings.width, rng)),
         "conversation": conversation(things, rng, allowed),
     }
     return _jpeg(rendered.image, settings.quality), record
+
+
+def plain(value: Any) -> Any:
+    """What dataclasses.asdict makes of a value of numbers, texts and tuples, without its deep copies."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple | list):
+        return type(value)(plain(one) for one in value)
+    return value
 
 
 def _jpeg(image: NDArray[np.uint8], quality: int) -> bytes:

@@ -110,7 +110,9 @@ class Renderer:
         room = Image.fromarray(read_pixels(self._window, self.width, self.height, alpha=False))
         draw(self._window, [self._colour])
         large = read_pixels(self._window, _SCALE * self.width, _SCALE * self.height, alpha=True)
-        bands = Image.fromarray(large).reduce(_SCALE).split()  # Pillow weighs colours by alpha here
+        # Drawn or not drawn, nothing between: where alpha is 0 so are the colours, which is what "RGBa" asks for.
+        weighed = Image.frombuffer("RGBa", large.shape[1::-1], large.tobytes(), "raw", "RGBa", 0, 1)
+        bands = weighed.reduce(_SCALE).convert("RGBA").split()
         picture = Image.composite(Image.merge("RGB", bands[:3]), room, bands[3])
         return np.ascontiguousarray(np.asarray(picture)[::-1])
 
