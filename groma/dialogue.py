@@ -17,7 +17,7 @@ from torch import Tensor
 
 from groma import boxes as box_ops
 from groma import markup
-from groma.data.prompts import IGNORE, boxes_answer, question_prompt
+from groma.data.prompts import IGNORE, USER_BOX, boxes_answer, question_prompt
 from groma.decoding import Group
 from groma.processor import GromaProcessor
 from groma.structures import Answer, Prompt, Span, Turn, View
@@ -27,7 +27,6 @@ Place = int | Sequence[float]
 """A region of a view: its number K, as in ``<rK>``, or its box in xyxy pixels."""
 BOX = "<box>"
 NEAR = 0.5  # pixels: a box this close to a region's is that region's
-_PLACE = f"{markup.ROI_OPEN}{markup.REFER_BOX}{markup.ROI_CLOSE}{markup.REFER_FEAT}"
 
 
 def user_boxes(boxes: Sequence[Sequence[float]], width: int, height: int) -> Tensor:
@@ -79,7 +78,7 @@ def question_turn(view: View, text: str, places: Sequence[Place] = (), grounded:
         parts = [f"{text} ", *[" "] * (len(places) - 1), ""]
     if len(parts) - 1 != len(places):
         raise ValueError(f"question: it has {len(parts) - 1} places {BOX}, but {len(places)} boxes were given")
-    words = _PLACE.join(markup.escape(part) for part in parts).strip()
+    words = USER_BOX.join(markup.escape(part) for part in parts).strip()
     regions = [region_of(view, place) for place in places]
     return Turn("user", f"{markup.GROUNDING} {words}" if grounded else words, view.proposals.boxes[regions].cpu())
 
@@ -97,7 +96,7 @@ def answer_turn(view: View, raw: str) -> Turn:
         text += markup.escape(clean[end : mention.start])
         if mention.phrase:
             text += f"{markup.PHRASE_OPEN}{markup.escape(mention.phrase)}{markup.PHRASE_CLOSE}"
-        text += f"{markup.ROI_OPEN}{markup.GROUND_BOX * len(mention.regions)}{markup.ROI_CLOSE}"
+        text += boxes_answer(len(mention.regions))  # parse gives no mention without regions
         regions += [region_of(view, k) for k in mention.regions]
         end = mention.end
     return Turn("assistant", text + markup.escape(clean[end:]), view.proposals.boxes[regions].cpu())
@@ -139,7 +138,7 @@ def _end_of_answers(prompt: Prompt) -> int:
 
 def shown(turn: Turn) -> str:
     """A question turn as a person would write it."""
-    return markup.unescape(turn.text.removeprefix(markup.GROUNDING).strip().replace(_PLACE, BOX))
+    return markup.unescape(turn.text.removeprefix(markup.GROUNDING).strip().replace(USER_BOX, BOX))
 
 
 def grounded_answer(view: View, question: str, raw: str, groups: Sequence[Group], model: str, spent: float) -> Answer:

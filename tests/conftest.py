@@ -252,3 +252,29 @@ def make(tiny: Path) -> Callable[..., Any]:
         return model
 
     return build
+
+
+@pytest.fixture(scope="session")
+def write_rec(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
+    """write_rec(groma): a REC file of three pictures and four expressions each: the model's first region, its second,
+    both, and nothing, so that some of its answers are right."""
+    captions = ("the red ball", "the blue box", "all boxes", "the ring")
+
+    def write(groma: Any) -> Path:
+        from groma.boxes import to_pixels
+
+        images: list[dict[str, Any]] = []
+        annotations = []
+        for number in range(3):
+            view = groma.look(pictures / "images" / f"{number}.png")
+            boxes = to_pixels(view.proposals.boxes, view.width, view.height).clamp(0, SIDE).tolist()
+            for caption, referents in zip(captions, (boxes[:1], boxes[1:2], boxes[:2], []), strict=True):
+                size = {"width": SIDE, "height": SIDE}
+                entry = {"id": len(images), "file_name": f"{number}.png", "caption": caption, **size}
+                annotations += [{"image_id": entry["id"], "bbox": [x, y, u - x, v - y]} for x, y, u, v in referents]
+                images.append(entry)
+        path = tmp_path_factory.mktemp("rec") / "rec.json"
+        path.write_text(json.dumps({"images": images, "annotations": annotations}))
+        return path
+
+    return write

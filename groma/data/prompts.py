@@ -40,6 +40,9 @@ Stage = Literal["align", "instruct"]
 IGNORE = -100
 """The label of a position without loss."""
 
+USER_BOX = f"{markup.ROI_OPEN}{markup.REFER_BOX}{markup.ROI_CLOSE}{markup.REFER_FEAT}"
+"""The place of a user's box in a question: its proxy word and its feature."""
+
 REFER = (
     "Locate {} in the image.",
     "Can you spot {} in the photograph?",
@@ -109,8 +112,7 @@ def caption_question(template: int = 0) -> str:
 
 def describe_question(template: int = 0) -> str:
     """What is in the user's box? The turn carries one box."""
-    place = f"{markup.ROI_OPEN}{markup.REFER_BOX}{markup.ROI_CLOSE}{markup.REFER_FEAT}"
-    return DESCRIBE[template % len(DESCRIBE)].format(place)
+    return DESCRIBE[template % len(DESCRIBE)].format(USER_BOX)
 
 
 def boxes_answer(count: int) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from groma.boxes import to_pixels
 from groma.evaluation.calibration import calibrate, check_place, deal, fit, store
 from groma.evaluation.evidence import Evidence, Settings, join, read
 from groma.evaluation.grounding import read_rec
@@ -238,21 +237,8 @@ def groma(make: Callable[..., Any], tiny_processor: Any, quiet_torch: None) -> G
 
 
 @pytest.fixture(scope="module")
-def rec(groma: Groma, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures; the referents are regions the model proposes, so that some of its answers are right."""
-    images: list[dict[str, Any]] = []
-    annotations = []
-    for number in range(3):
-        view = groma.look(pictures / "images" / f"{number}.png")
-        boxes = to_pixels(view.proposals.boxes, view.width, view.height).clamp(0, 64).tolist()
-        captions = ("the red ball", "the blue box", "all boxes", "the ring")
-        for caption, referents in zip(captions, (boxes[:1], boxes[1:2], boxes[:2], []), strict=True):
-            entry = {"id": len(images), "file_name": f"{number}.png", "caption": caption, "width": 64, "height": 64}
-            annotations += [{"image_id": entry["id"], "bbox": [x, y, u - x, v - y]} for x, y, u, v in referents]
-            images.append(entry)
-    path = tmp_path_factory.mktemp("rec") / "rec.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations}))
-    return path
+def rec(groma: Groma, write_rec: Callable[[Groma], Path]) -> Path:
+    return write_rec(groma)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 from transformers import AutoConfig
 
 from groma import cli
-from groma.boxes import to_pixels
 from groma.evaluation.evidence import Settings
 from groma.model.configuration import GromaConfig
 from groma.predictor import EMBEDDED, Groma
@@ -31,19 +30,8 @@ def original(make: Callable[..., Any], tiny_processor: Any, tmp_path_factory: py
 
 
 @pytest.fixture(scope="module")
-def rec(original: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures, four expressions each: the model's first region, its second, both, and nothing."""
-    groma, images, annotations = Groma.from_pretrained(original), [], []
-    for number in range(3):
-        view = groma.look(pictures / "images" / f"{number}.png")
-        boxes = to_pixels(view.proposals.boxes, view.width, view.height).clamp(0, 64).tolist()
-        for caption, referents in zip(CAPTIONS, (boxes[:1], boxes[1:2], boxes[:2], []), strict=True):
-            entry = {"id": len(images), "file_name": f"{number}.png", "caption": caption, "width": 64, "height": 64}
-            annotations += [{"image_id": entry["id"], "bbox": [x, y, u - x, v - y]} for x, y, u, v in referents]
-            images.append(entry)
-    path = tmp_path_factory.mktemp("rec") / "rec.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations}))
-    return path
+def rec(original: Path, write_rec: Callable[[Groma], Path]) -> Path:
+    return write_rec(Groma.from_pretrained(original))
 
 
 @pytest.fixture
