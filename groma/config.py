@@ -7,170 +7,27 @@ A file may start from another one (``base: base.yaml``, relative to the file) an
     optim: {lr: 1.0e-4, batch_size: 32}
     data: {sources: [{name: rec, format: rec, ann: "${data_root}/train/rec.json", images: "${data_root}/train/images"}]}
 
-Every key is one of the dataclasses below; anything else is refused by name, with the nearest key that exists.
+Every key is one of the dataclasses of groma.settings; anything else is refused by name, with the
+nearest key that exists.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from groma.settings import CHOICES, FORMATS, NOT_NEGATIVE, PARTS, POSITIVE, RunConfig
+
 SHIPPED = Path(__file__).parent / "configs"
 """Where a bare name such as ``stage2.yaml`` is looked up after the path itself."""
-STAGES = ("detection", "alignment", "instruct")
-PARTS = ("encoder", "proposer", "regions", "bridge", "vocabulary", "llm", "words_head")
-FORMATS = ("detection", "regions", "rec", "grounded_captions", "region_captions", "detection_words", "llava")
-CHOICES = {
-    "stage": STAGES,
-    "data.prompt_stage": ("", "align", "instruct"),
-    "optim.schedule": ("cosine", "linear", "constant"),
-    "optim.dtype": ("float32", "bfloat16"),
-    "optim.matmul_precision": ("highest", "high", "medium"),
-}
-
-POSITIVE = "optim.lr optim.batch_size optim.accumulate optim.epochs log.every save.keep data.max_length data.prefetch"
-NOT_NEGATIVE = "optim.max_steps optim.weight_decay optim.clip optim.warmup_ratio optim.warmup_steps seed save.every"
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line that names the file and the key."""
-
-
-@dataclass
-class ModelConfig:
-    """Where the model starts and which parts learn.
-
-    ``init``: a saved model; ``config``: a directory with a configuration and a processor, for random weights. Exactly
-    one is given. ``train``: the parts that learn; all others are frozen and, with ``eval_mode_frozen``, in eval mode.
-    ``lr_scale``: a factor on the learning rate of a part.
-    """
-
-    init: str | None = None
-    config: str | None = None
-    train: list[str] = field(default_factory=list)
-    lr_scale: dict[str, float] = field(default_factory=dict)
-    eval_mode_frozen: bool = True
-
-
-@dataclass
-class SourceConfig:
-    """One data set: its ``format`` (reader), annotation file and image folder.
-
-    ``ratio``: the share of its records drawn in every epoch; ``turns``: at most so many question-answer pairs of one
-    image in a dialogue (0: the reader's default); ``source``: the objectness head its boxes train.
-    """
-
-    name: str = "???"
-    format: str = "???"
-    ann: str = "???"
-    images: str = "???"
-    ratio: float = 1.0
-    turns: int = 0
-    source: str = "coco"
-
-
-@dataclass
-class DataConfig:
-    """What is read. ``words``: the region-words vocabulary, a list or a text file; ``answers_only``: loss on answers.
-    ``prompt_stage``: "align" or "instruct", the two published turn separators ("" follows the stage).
-    """
-
-    words: Any = None
-    sources: list[SourceConfig] = field(default_factory=list)
-    workers: int = 1
-    prefetch: int = 4
-    max_length: int = 2048
-    answers_only: bool = True
-    augment: bool = True
-    prompt_stage: str = ""
-
-
-@dataclass
-class OptimConfig:
-    """AdamW. ``batch_size`` is per process; ``max_steps`` 0 means ``epochs``; ``warmup_steps`` wins over the ratio.
-
-    ``loss_weights``: a factor on a named loss (1 where a name is absent). ``dtype`` bfloat16 computes under autocast
-    with float32 weights; ``matmul_precision`` is torch.set_float32_matmul_precision; ``deepspeed`` a JSON file.
-    """
-
-    lr: float = 1e-4
-    batch_size: int = 16
-    accumulate: int = 1
-    epochs: float = 1.0
-    max_steps: int = 0
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.0
-    warmup_steps: int = 0
-    schedule: str = "cosine"
-    clip: float = 1.0
-    dtype: str = "float32"
-    matmul_precision: str = "highest"
-    gradient_checkpointing: bool = False
-    loss_weights: dict[str, float] = field(default_factory=dict)
-    deepspeed: str | None = None
-
-
-@dataclass
-class LogConfig:
-    """A line of metrics.jsonl (and TensorBoard) every so many steps."""
-
-    every: int = 20
-    tensorboard: bool = True
-
-
-@dataclass
-class SaveConfig:
-    """A resumable checkpoint every so many steps (0: only at the end); the last ``keep`` stay."""
-
-    every: int = 500
-    keep: int = 2
-
-
-@dataclass
-class EvalSet:
-    """An annotation file and its image folder."""
-
-    ann: str = "???"
-    images: str = "???"
-
-
-@dataclass
-class EvaluateConfig:
-    """Scores on a small validation set every so many steps (0: never); ``limit``: records of each set (0: all).
-
-    ``proposals``: boxes for AR50@100 (COCO layout); ``rec``: referring expressions.
-    """
-
-    every: int = 0
-    proposals: EvalSet | None = None
-    rec: EvalSet | None = None
-    limit: int = 200
-    batch_size: int = 16
-
-
-@dataclass
-class RunConfig:
-    """One training run. ``output`` receives checkpoints, metrics.jsonl, TensorBoard files and ``final``."""
-
-    stage: str = "???"
-    output: str = "???"
-    data_root: str = ""
-    seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    save: SaveConfig = field(default_factory=SaveConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-    @property
-    def prompt_stage(self) -> str:
-        """ "align" or "instruct": the turn separators in use."""
-        return self.data.prompt_stage or ("align" if self.stage == "alignment" else "instruct")
 
 
 def load_config(path_or_name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -19,7 +19,7 @@ GROMA = ROOT / "groma"
 
 # Imports go down only. A unit is a module or a folder of groma/.
 FLOORS = {
-    "boxes": 0, "markup": 0, "template": 0, "config": 0,
+    "boxes": 0, "markup": 0, "template": 0, "settings": 0, "config": 0,
     "structures": 1,
     "model": 2, "data": 2, "processor": 2, "tokenization": 2, "sentencepiece": 2,
     "predictor": 3, "loading": 3, "decoding": 3, "dialogue": 3, "training": 3, "evaluation": 3, "visualize": 3,
@@ -27,7 +27,7 @@ FLOORS = {
 }  # fmt: skip
 # The imports between units of one floor, each from left to right; there is no other.
 SIDEWAYS = {
-    ("template", "markup"),
+    ("template", "markup"), ("config", "settings"),
     ("model", "processor"),  # the Auto classes are registered together
     ("data", "processor"), ("data", "tokenization"),
     ("processor", "tokenization"), ("processor", "sentencepiece"),
@@ -38,9 +38,10 @@ SIDEWAYS = {
     ("serving", "predictor"), ("serving", "visualize"), ("serving", "cli"),
 }  # fmt: skip
 # Floor 0 stands on the standard library and on these.
-OUTSIDE = {"markup": set(), "template": set(), "boxes": {"torch", "torchvision"}, "config": {"yaml", "omegaconf"}}
-# What an install without extras lacks.
-EXTRAS = ("accelerate", "tensorboard", "pyvista", "vtk", "pycocotools", "hotcoco", "pytest", "deepspeed")
+OUTSIDE = {"markup": set(), "template": set(), "boxes": {"torch", "torchvision"}, "settings": set(),
+           "config": {"yaml", "omegaconf"}}  # fmt: skip
+# What an install without extras lacks. Not deepspeed and peft: transformers imports them wherever they are installed.
+EXTRAS = ("accelerate", "tensorboard", "pyvista", "vtk", "pycocotools", "hotcoco", "pytest", "ijson", "pyarrow")
 LONGEST_FILE = 350
 
 MODULES = sorted(GROMA.rglob("*.py"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,159 +12,164 @@ import torch
 from groma import boxes as box_ops
 from groma import markup
 from groma.data import prompts
-from groma.data.detection import AnnotationError, Records, annotations_by_image, field, read_coco, stack, unit_box
+from groma.data.coco import CocoRecords, left_to_right, stack
+from groma.data.records import MAX_PROBLEMS, AnnotationError, Record, field
 from groma.structures import Sample, Turn
 
-Box = tuple[float, ...]
 
-
-class Referring(Records):
+class Referring(CocoRecords):
     """Referring expressions: each ``images`` entry is one expression (``caption``) with 0, 1 or more annotations.
 
     Entries of one picture (``file_name``) make one Sample of up to ``turns`` expressions, drawn per epoch; an entry
     without annotations is an absent referent. Several referents are answered from left to right.
     """
 
-    def __init__(self, annotations: str | Path, images: str | Path, turns: int = 8, seed: int = 0) -> None:
-        super().__init__(annotations, images, seed)
+    def __init__(self, annotations: str | Path, images: str | Path, turns: int = 8, seed: int = 0,
+                 max_problems: float = MAX_PROBLEMS) -> None:  # fmt: skip
         self.turns = turns
-        content = read_coco(self.file)
-        by_image = annotations_by_image(content, self.file)
-        groups: dict[str, list[tuple[Any, str, tuple[Box, ...]]]] = {}
-        for image in content["images"]:
-            caption = field(image, "caption", str, self.file)
-            found = [unit_box(a, image, self.file) for a in by_image[image["id"]]]
-            kept = left_to_right([b for b in found if b is not None])
-            if found and not kept:
-                continue  # every box is unusable: neither a target nor an absent referent
-            groups.setdefault(field(image, "file_name", str, self.file), []).append((image["id"], caption, tuple(kept)))
-        self._groups = list(groups.items())
+        super().__init__(annotations, images, seed, max_problems)
 
-    def __len__(self) -> int:
-        return len(self._groups)
+    def _read(self) -> Iterator[Any]:
+        groups: dict[str, list[Any]] = {}
+        for image, marks in self._images():
+            entry = self._usable(self._expression, image, marks)
+            if entry is not None:
+                groups.setdefault(image["file_name"], []).append(entry)
+        yield from groups.items()
 
-    def __getitem__(self, index: int) -> Sample:
-        name, entries = self._groups[index]
-        draw = self._random(index)
+    def _expression(self, image: Record, marks: list[Record]) -> Any:
+        """[id, expression, boxes], or None where there are boxes and every one is unusable: neither a target nor an
+        absent referent."""
+        for key in ("file_name", "caption"):
+            field(image, key, str, self.file)
+        kept = left_to_right([box for a in marks if (box := self._box(a, image)) is not None])
+        return None if marks and not kept else (image["id"], image["caption"], kept)
+
+    def _sample(self, entry: Any, draw: random.Random) -> Sample:
+        name, entries = entry
         drawn = draw.sample(entries, min(self.turns, len(entries)))
         turns: list[Turn] = []
         for _, caption, found in drawn:
-            turns += prompts.refer_turns(caption, stack(list(found)), draw.randrange(len(prompts.REFER)))
+            turns += prompts.refer_turns(caption, stack(found), draw.randrange(len(prompts.REFER)))
         numbers = ",".join(str(number) for number, _, _ in drawn)
-        return Sample(str(self.images / name), f"{self.file.name}#{numbers}", tuple(turns))
+        return Sample(self.path(name), self.name_of(numbers), tuple(turns))
 
 
-class GroundedCaptions(Records):
+class GroundedCaptions(CocoRecords):
     """Captions with grounded phrases: annotations carry ``tokens_positive``, [start, end) characters of the caption."""
 
-    def __init__(self, annotations: str | Path, images: str | Path, seed: int = 0) -> None:
-        super().__init__(annotations, images, seed)
-        content = read_coco(self.file)
-        by_image = annotations_by_image(content, self.file)
-        self._entries: list[tuple[Any, str, str, tuple[Box, ...]]] = []
-        for image in content["images"]:
-            caption = field(image, "caption", str, self.file)
-            phrases: dict[tuple[int, int], list[Box]] = {}
-            for annotation in by_image[image["id"]]:
-                box = unit_box(annotation, image, self.file)
-                for span in field(annotation, "tokens_positive", list, self.file):
-                    if box is not None:
-                        phrases.setdefault(_span(span, caption, annotation, self.file), []).append(box)
-            text, found = ground(caption, phrases)
-            self._entries.append((image["id"], field(image, "file_name", str, self.file), text, tuple(found)))
+    def _read(self) -> Iterator[Any]:
+        for image, marks in self._images():
+            entry = self._usable(self._caption, image, marks)
+            if entry is not None:
+                yield entry
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    def _caption(self, image: Record, marks: list[Record]) -> Any:
+        """[file name, id, markup, boxes]."""
+        name, caption = (field(image, key, str, self.file) for key in ("file_name", "caption"))
+        phrases: dict[tuple[int, int], list[Any]] = {}
+        for annotation in marks:
+            box = self._box(annotation, image)
+            for span in self._usable(self._spans, annotation, caption) or () if box is not None else ():
+                phrases.setdefault(span, []).append(box)
+        text, found = ground(caption, phrases)
+        return name, image["id"], text, found
 
-    def __getitem__(self, index: int) -> Sample:
-        number, name, text, found = self._entries[index]
-        question = prompts.caption_question(self._random(index).randrange(len(prompts.CAPTION)))
-        turns = (Turn("user", question), Turn("assistant", text, stack(list(found))))
-        return Sample(str(self.images / name), f"{self.file.name}#{number}", turns)
+    def _spans(self, annotation: Record, caption: str) -> list[tuple[int, int]]:
+        spans = field(annotation, "tokens_positive", list, self.file)
+        return [_span(span, caption, annotation, self.file) for span in spans]
+
+    def _sample(self, entry: Any, draw: random.Random) -> Sample:
+        name, number, text, found = entry
+        return caption_sample(self.path(name), self.name_of(number), text, found, draw)
 
 
-class RegionCaptions(Records):
+class RegionCaptions(CocoRecords):
     """Region descriptions: annotations carry ``caption``. Up to ``turns`` boxes an image, far enough apart (NMS at
     IoU 0.6, in an order drawn per epoch); images without a caption are left out."""
 
-    def __init__(self, annotations: str | Path, images: str | Path, turns: int = 10, seed: int = 0) -> None:
-        super().__init__(annotations, images, seed)
+    def __init__(self, annotations: str | Path, images: str | Path, turns: int = 10, seed: int = 0,
+                 max_problems: float = MAX_PROBLEMS) -> None:  # fmt: skip
         self.turns = turns
-        content = read_coco(self.file)
-        by_image = annotations_by_image(content, self.file)
-        self._entries: list[tuple[Any, str, tuple[tuple[str, Box], ...]]] = []
-        for image in content["images"]:
+        super().__init__(annotations, images, seed, max_problems)
+
+    def _read(self) -> Iterator[Any]:
+        for image, marks in self._images():
+            name = self._usable(field, image, "file_name", str, self.file)
             regions = []
-            for annotation in by_image[image["id"]]:
-                caption = field(annotation, "caption", str, self.file).strip()
-                box = unit_box(annotation, image, self.file)
-                if box is not None and caption:
+            for annotation in marks if name is not None else ():
+                caption = (self._usable(field, annotation, "caption", str, self.file) or "").strip()
+                box = self._box(annotation, image) if caption else None
+                if box is not None:
                     regions.append((caption, box))
             if regions:
-                self._entries.append((image["id"], field(image, "file_name", str, self.file), tuple(regions)))
+                yield name, image["id"], regions
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, index: int) -> Sample:
-        number, name, regions = self._entries[index]
-        draw = self._random(index)
-        order = draw.sample(regions, len(regions))
-        found = stack([box for _, box in order])
-        keep = box_ops.nms(found, torch.arange(len(order), 0, -1).float(), 0.6)[: self.turns].tolist()
-        turns: list[Turn] = []
-        for i in keep:
-            question = prompts.describe_question(draw.randrange(len(prompts.DESCRIBE)))
-            caption = order[i][0][0].upper() + order[i][0][1:]
-            turns += Turn("user", question, found[i : i + 1]), Turn("assistant", markup.escape(caption))
-        return Sample(str(self.images / name), f"{self.file.name}#{number}", tuple(turns))
+    def _sample(self, entry: Any, draw: random.Random) -> Sample:
+        name, number, regions = entry
+        return describe_sample(self.path(name), self.name_of(number), regions, self.turns, draw)
 
 
-class DetectionByWords(Records):
-    """All instances of a class, asked by its name: up to ``classes`` classes of an image as turns, drawn per epoch.
+class DetectionByWords(CocoRecords):
+    """All instances of a class, asked by its name: up to ``turns`` classes of an image as turns, drawn per epoch.
 
     Images without boxes are left out; instances are answered from left to right.
     """
 
-    def __init__(self, annotations: str | Path, images: str | Path, classes: int = 3, seed: int = 0) -> None:
-        super().__init__(annotations, images, seed)
-        self.classes = classes
-        content = read_coco(self.file)
-        names = {c["id"]: field(c, "name", str, self.file) for c in content.get("categories", [])}
-        by_image = annotations_by_image(content, self.file)
-        self._entries: list[tuple[Any, str, tuple[tuple[str, tuple[Box, ...]], ...]]] = []
-        for image in content["images"]:
-            instances: dict[str, list[Box]] = {}
-            for annotation in by_image[image["id"]]:
-                box = unit_box(annotation, image, self.file)
-                category = field(annotation, "category_id", (int, str), self.file)
-                if category not in names:
-                    raise AnnotationError(f"{self.file}: annotation {annotation.get('id')}: no category {category}")
-                if box is not None:
-                    instances.setdefault(names[category], []).append(box)
+    def __init__(self, annotations: str | Path, images: str | Path, turns: int = 3, seed: int = 0,
+                 max_problems: float = MAX_PROBLEMS) -> None:  # fmt: skip
+        self.turns = turns
+        super().__init__(annotations, images, seed, max_problems)
+
+    def _read(self) -> Iterator[Any]:
+        names = self._categories()
+        for image, marks in self._images():
+            name = self._usable(field, image, "file_name", str, self.file)
+            instances: dict[str, list[Any]] = {}
+            for annotation in marks if name is not None else ():
+                kind = self._usable(self._kind, annotation, names)
+                box = self._box(annotation, image) if kind is not None else None
+                if kind is not None and box is not None:
+                    instances.setdefault(kind, []).append(box)
             if instances:
-                kinds = tuple((kind, tuple(left_to_right(found))) for kind, found in instances.items())
-                self._entries.append((image["id"], field(image, "file_name", str, self.file), kinds))
+                yield name, image["id"], [(kind, left_to_right(found)) for kind, found in instances.items()]
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    def _kind(self, annotation: Record, names: dict[Any, str]) -> str:
+        category = field(annotation, "category_id", (int, str), self.file)
+        if category not in names:
+            raise AnnotationError(f"{self.file}: annotation {annotation.get('id')}: no category {category}")
+        return names[category]
 
-    def __getitem__(self, index: int) -> Sample:
-        number, name, kinds = self._entries[index]
-        draw: random.Random = self._random(index)
+    def _sample(self, entry: Any, draw: random.Random) -> Sample:
+        name, number, kinds = entry
         turns: list[Turn] = []
-        for kind, found in draw.sample(kinds, min(self.classes, len(kinds))):
+        for kind, found in draw.sample(kinds, min(self.turns, len(kinds))):
             question = prompts.detect_question(kind, draw.randrange(len(prompts.DETECT)))
-            turns += Turn("user", question), Turn("assistant", prompts.boxes_answer(len(found)), stack(list(found)))
-        return Sample(str(self.images / name), f"{self.file.name}#{number}", tuple(turns))
+            turns += Turn("user", question), Turn("assistant", prompts.boxes_answer(len(found)), stack(found))
+        return Sample(self.path(name), self.name_of(number), tuple(turns))
 
 
-def left_to_right(found: list[Box]) -> list[Box]:
-    """Boxes by their centre's x, ties by y: an order the model can see, where a file's order is arbitrary."""
-    return sorted(found, key=lambda box: (box[0] + box[2], box[1] + box[3]))
+def caption_sample(image: str, record: str, text: str, found: list[Any], draw: random.Random) -> Sample:
+    """A grounded caption as a dialogue: a question drawn, then ``text`` (markup of ``ground``) with its boxes."""
+    question = prompts.caption_question(draw.randrange(len(prompts.CAPTION)))
+    return Sample(image, record, (Turn("user", question), Turn("assistant", text, stack(found))))
 
 
-def ground(caption: str, phrases: dict[tuple[int, int], list[Box]]) -> tuple[str, list[Box]]:
+def describe_sample(image: str, record: str, regions: list[Any], turns: int, draw: random.Random) -> Sample:
+    """Region descriptions as a dialogue: up to ``turns`` of ``regions`` [(caption, box)], an IoU of 0.6 apart at most,
+    in an order drawn; captions get a capital."""
+    order = draw.sample(regions, len(regions))
+    found = stack([box for _, box in order])
+    keep = box_ops.nms(found, torch.arange(len(order), 0, -1).float(), 0.6)[:turns].tolist()
+    said: list[Turn] = []
+    for i in keep:
+        question = prompts.describe_question(draw.randrange(len(prompts.DESCRIBE)))
+        caption = order[i][0][0].upper() + order[i][0][1:]
+        said += Turn("user", question, found[i : i + 1]), Turn("assistant", markup.escape(caption))
+    return Sample(image, record, tuple(said))
+
+
+def ground(caption: str, phrases: dict[tuple[int, int], list[Any]]) -> tuple[str, list[Any]]:
     """Mark ``phrases`` ([start, end) → boxes) in an outside ``caption``: (markup, boxes in reading order).
 
     A phrase that overlaps an earlier one is left as plain text.

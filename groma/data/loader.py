@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from groma.data.augment import augment_detection, word_ids
-from groma.data.detection import Records
 from groma.data.images import ImageError, read_image
 from groma.data.prompts import IGNORE, Stage, join, opening_prompt, question_prompt
+from groma.data.records import Records
 from groma.structures import Batch, Prompt, Sample
 
 if TYPE_CHECKING:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groma.config import ConfigError, RunConfig, SourceConfig
-from groma.data.detection import Detection, Records
-from groma.data.dialogue import Dialogue
-from groma.data.grounding import DetectionByWords, GroundedCaptions, Referring, RegionCaptions
+from groma.config import ConfigError
+from groma.data.formats import open_records
 from groma.data.loader import Examples, Mixture, Source, batch_inputs
+from groma.data.records import Records
+from groma.settings import RunConfig, SourceConfig
 from groma.structures import Batch
-from groma.training.parts import TrainingError
 
 if TYPE_CHECKING:
     from groma.processor import GromaProcessor
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 def examples(run: RunConfig, processor: GromaProcessor) -> tuple[Mixture, Examples]:
     """The batches of every epoch, and the records behind them; AnnotationError for a file that cannot be used."""
-    sources = [Source(s.name, _records(s, run.seed), s.ratio) for s in run.data.sources]
+    sources = [Source(s.name, _records(s, run), s.ratio) for s in run.data.sources]
     mixture = Mixture(sources, run.optim.batch_size, seed=run.seed, drop_last=True)
     return mixture, Examples(
         mixture,
@@ -54,19 +52,17 @@ def read_words(words: Any) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _records(source: SourceConfig, seed: int) -> Records:
+def _records(source: SourceConfig, run: RunConfig) -> Records:
     """The reader of one source."""
-    plain: dict[str, Callable[..., Records]] = {"grounded_captions": GroundedCaptions, "llava": Dialogue}
-    by_turns: dict[str, tuple[Callable[..., Records], str]] = {
-        "rec": (Referring, "turns"),
-        "region_captions": (RegionCaptions, "turns"),
-        "detection_words": (DetectionByWords, "classes"),
-    }
-    if source.format in plain:
-        return plain[source.format](source.ann, source.images, seed=seed)
-    if source.format in by_turns:
-        reader, argument = by_turns[source.format]
-        return reader(source.ann, source.images, seed=seed, **({argument: source.turns} if source.turns else {}))
-    if source.source not in ("coco", "sa1b"):
-        raise TrainingError(f"data source {source.name}: source is {source.source!r}; expected 'coco' or 'sa1b'")
-    return Detection(source.ann, source.images, source=source.source, seed=seed)  # type: ignore[arg-type]
+    head = source.source if source.format in ("detection", "regions") else ""
+    return open_records(
+        source.format,
+        source.ann,
+        source.images,
+        section=source.section,
+        turns=source.turns,
+        source=head,
+        split=source.split,
+        seed=run.seed,
+        max_problems=run.data.max_skipped,
+    )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from groma.config import RunConfig, save_config
+from groma.config import save_config
+from groma.settings import RunConfig
 from groma.training import checkpoints
 from groma.training.parts import TrainingError
 

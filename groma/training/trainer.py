@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
-from groma.config import RunConfig
+from groma.settings import RunConfig
 from groma.structures import Batch
 from groma.training import checkpoints
 from groma.training.callbacks import EvaluateEvery, MetricsFile, ProgressBar, TensorBoard

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from groma.config import EvaluateConfig, RunConfig
+from groma.settings import EvaluateConfig, RunConfig
 from groma.training.parts import TrainingError
 
 if TYPE_CHECKING:

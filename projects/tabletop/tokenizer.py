@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from groma import markup
 from groma.data import prompts
-from groma.data.detection import AnnotationError, read_json
+from groma.data.coco import read_json
+from groma.data.records import AnnotationError
 from groma.processor import GromaProcessor, extend, image_processor
 
 FILES = ("rec.json", "regions.json", "grounded_captions.json", "conversations.json", "instances.json")

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from groma.config import ConfigError, DataConfig, OptimConfig, RunConfig, SourceConfig
-from groma.data.detection import AnnotationError
+from groma.config import ConfigError
 from groma.data.loader import collate
+from groma.data.records import AnnotationError
 from groma.processor import GromaProcessor
+from groma.settings import DataConfig, OptimConfig, RunConfig, SourceConfig
 from groma.structures import Batch
 from groma.training.data import examples, model_inputs, read_words
-from groma.training.parts import TrainingError
 
 
 def run_of(pictures: Path, kind: str, file: str, **more: object) -> RunConfig:
@@ -49,9 +49,9 @@ def test_turns_limit_the_dialogue_and_sources_name_the_head(pictures: Path, tiny
     assert {len(dataset.sample(key).turns) for key in next(iter(mixture))} == {2}
     mixture, dataset = examples(run_of(pictures, "detection", "instances", source="sa1b"), processor)
     assert collate([dataset[key] for key in next(iter(mixture))]).source == "sa1b"
-    with pytest.raises(TrainingError, match="data source detection: source is 'gold'; expected 'coco' or 'sa1b'"):
+    with pytest.raises(AnnotationError, match="got source 'gold', expected 'coco' or 'sa1b'"):
         examples(run_of(pictures, "detection", "instances", source="gold"), processor)
-    with pytest.raises(AnnotationError, match="no such annotation file"):
+    with pytest.raises(AnnotationError, match="no such file or folder of annotations"):
         examples(run_of(pictures, "rec", "nowhere"), processor)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from groma.config import DataConfig, EvaluateConfig, LogConfig, ModelConfig, OptimConfig, RunConfig, SaveConfig
+from groma.settings import DataConfig, EvaluateConfig, LogConfig, ModelConfig, OptimConfig, RunConfig, SaveConfig
 from groma.structures import Batch
 from groma.training import checkpoints
 from groma.training.callbacks import read_metrics
