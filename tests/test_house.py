@@ -40,8 +40,11 @@ SIDEWAYS = {
 # Floor 0 stands on the standard library and on these.
 OUTSIDE = {"markup": set(), "template": set(), "boxes": {"torch", "torchvision"}, "settings": set(),
            "config": {"yaml", "omegaconf"}}  # fmt: skip
-# What an install without extras lacks. Not deepspeed and peft: transformers imports them wherever they are installed.
-EXTRAS = ("accelerate", "tensorboard", "pyvista", "vtk", "pycocotools", "hotcoco", "pytest", "ijson", "pyarrow")
+# What an install without extras lacks.
+EXTRAS = (
+    "accelerate", "tensorboard", "peft", "deepspeed", "ijson", "pyarrow", "pyvista", "vtk", "pycocotools", "hotcoco",
+    "pytest",
+)  # fmt: skip
 LONGEST_FILE = 350
 
 MODULES = sorted(GROMA.rglob("*.py"))
