@@ -20,7 +20,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from groma.settings import CHOICES, FORMATS, NOT_NEGATIVE, PARTS, POSITIVE, RunConfig
+from groma.settings import (
+    BOX_FORMATS,
+    CHOICES,
+    FORMATS,
+    HEADS,
+    NOT_NEGATIVE,
+    PARTS,
+    POSITIVE,
+    SHARES,
+    SPLIT_FORMATS,
+    RunConfig,
+)
 
 SHIPPED = Path(__file__).parent / "configs"
 """Where a bare name such as ``stage2.yaml`` is looked up after the path itself."""
@@ -183,25 +194,76 @@ def _keys(section: Any = None, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 def _check(run: RunConfig, where: str) -> None:
     """Refuse values that no run can use."""
-    formats = [(f"data.sources.{i}.format", source.format, FORMATS) for i, source in enumerate(run.data.sources)]
+    for problem in (*_wrong_values(run), *_wrong_sources(run), *_wrong_together(run)):
+        raise ConfigError(f"{where}: {problem}")
+
+
+def _wrong_values(run: RunConfig) -> Iterable[str]:
+    """What is wrong with single keys."""
     parts = [("a part in model.train or model.lr_scale", p, PARTS) for p in (*run.model.train, *run.model.lr_scale)]
     choices = [(key, attrgetter(key)(run), allowed) for key, allowed in CHOICES.items()]
-    for key, value, allowed in [*choices, *parts, *formats]:
+    for key, value, allowed in [*choices, *parts]:
         if value not in allowed:
-            raise ConfigError(f"{where}: {key} is {value!r}; expected one of {', '.join(filter(None, allowed))}")
+            yield _expected_one(key, value, allowed)
     if not run.model.train:
-        raise ConfigError(f"{where}: model.train is empty; name the parts that learn: {', '.join(PARTS)}")
-    if (run.model.init is None) == (run.model.config is None):
-        raise ConfigError(f"{where}: give exactly one of model.init (a saved model) and model.config (random weights)")
+        yield f"model.train is empty; name the parts that learn: {', '.join(PARTS)}"
     if not run.data.sources:
-        raise ConfigError(f"{where}: data.sources is empty; name at least one data set")
-    for index, source in enumerate(run.data.sources):
-        if not source.ratio > 0:
-            raise ConfigError(f"{where}: data.sources.{index}.ratio is {source.ratio}; expected a share above 0")
+        yield "data.sources is empty; name at least one data set"
     if not isinstance(run.data.words, (str, list, type(None))):
-        raise ConfigError(f"{where}: data.words is {run.data.words!r}; expected a list or a file name")
-    for keys, least, wanted in ((POSITIVE, False, "a number above 0"), (NOT_NEGATIVE, True, "0 or more")):
-        for key in keys.split():
-            value = attrgetter(key)(run)
-            if not (value > 0 or (least and value == 0)):
-                raise ConfigError(f"{where}: {key} is {value}; expected {wanted}")
+        yield f"data.words is {run.data.words!r}; expected a list or a file name"
+    numbers = [(key, attrgetter(key)(run)) for key in f"{POSITIVE} {NOT_NEGATIVE} {SHARES}".split()]
+    numbers += [(f"model.lr_scale.{part}", factor) for part, factor in run.model.lr_scale.items()]
+    numbers += [(f"optim.loss_weights.{name}", factor) for name, factor in run.optim.loss_weights.items()]
+    for key, value in numbers:
+        if key in SHARES.split() and not 0 <= value <= 1:
+            yield f"{key} is {value}; expected a share from 0 to 1"
+        positive = key in POSITIVE.split() or key.startswith("model.lr_scale")
+        if not (value > 0 or (not positive and value == 0)):
+            yield f"{key} is {value}; expected {'a number above 0' if positive else '0 or more'}"
+
+
+def _wrong_sources(run: RunConfig) -> Iterable[str]:
+    """What is wrong with the data sets."""
+    names = [source.name for source in run.data.sources]
+    for index, source in enumerate(run.data.sources):
+        key = f"data.sources.{index}"
+        for name, value, allowed in (("format", source.format, FORMATS), ("source", source.source, HEADS)):
+            if value not in allowed:
+                yield _expected_one(f"{key}.{name}", value, allowed)
+        if names.index(source.name) != index:
+            yield f"{key}.name is {source.name!r}, like data.sources.{names.index(source.name)}; expected another"
+        if not source.ratio > 0:
+            yield f"{key}.ratio is {source.ratio}; expected a share above 0"
+        for name, number in (("cap", source.cap), ("turns", source.turns)):
+            if number < 0:
+                yield f"{key}.{name} is {number}; expected 0 or more"
+        if not 0 <= source.negatives <= 1:
+            yield f"{key}.negatives is {source.negatives}; expected a share from 0 to 1"
+        if source.negatives and source.format in BOX_FORMATS:
+            yield f"{key}.negatives: format {source.format!r} asks for nothing, so nothing can be absent"
+        if source.format in SPLIT_FORMATS and not source.split:
+            yield f"{key}.split must be given: the files of format {source.format!r} hold every split"
+
+
+def _wrong_together(run: RunConfig) -> Iterable[str]:
+    """What needs or excludes another key."""
+    model, train = run.model, run.model.train
+    if (model.init is None) == (model.config is None):
+        yield "give exactly one of model.init (a saved model) and model.config (random weights)"
+    for part in model.lr_scale:
+        if part not in train:
+            yield f"model.lr_scale names {part!r}, which does not learn: model.train is {', '.join(train)}"
+    if model.lora.rank and "llm" not in train:
+        yield "model.lora.rank gives the language model adapters, so 'llm' must be in model.train"
+    if model.quantise and not model.lora.rank:
+        yield f"model.quantise is {model.quantise}, in which no weight learns: give model.lora.rank too"
+    if run.data.pack and run.stage == "detection":
+        yield "data.pack packs dialogues, and stage detection has none"
+    if run.data.proposal_cache and {"encoder", "proposer"} & set(train):
+        yield "data.proposal_cache keeps what frozen parts propose: encoder and proposer must be out of model.train"
+    if run.evaluate.every and not (run.evaluate.proposals or run.evaluate.rec):
+        yield f"evaluate.every is {run.evaluate.every}, but neither evaluate.proposals nor evaluate.rec is given"
+
+
+def _expected_one(key: str, value: Any, allowed: Iterable[str]) -> str:
+    return f"{key} is {value!r}; expected one of {', '.join(filter(None, allowed))}"

@@ -9,12 +9,19 @@ STAGES = ("detection", "alignment", "instruct")
 PARTS = ("encoder", "proposer", "regions", "bridge", "vocabulary", "llm", "words_head")
 FORMATS = (
     "detection", "regions", "openimages", "sa1b",  # boxes
-    "rec", "refer", "grounded_captions", "flickr30k", "region_captions", "vg", "grit", "detection_words",  # grounding
+    "rec", "refer", "refer_captions", "grounded_captions", "flickr30k", "region_captions", "vg", "grit",
+    "detection_words",  # grounding
     "llava", "groma_instruct", "jsonl",  # dialogues
 )  # fmt: skip
 """What groma.data.formats reads; its module says which reader each is."""
+BOX_FORMATS = FORMATS[:4]
+"""Those without words: they train the proposer, each on the objectness head that its ``source`` names."""
+SPLIT_FORMATS = ("refer", "refer_captions", "flickr30k")
+"""Those whose files hold training, validation and test records together, so that ``split`` must be given."""
+HEADS = ("coco", "sa1b")
 CHOICES = {
     "stage": STAGES,
+    "data.crop": ("slight", "published"),
     "data.prompt_stage": ("", "align", "instruct"),
     "optim.schedule": ("cosine", "linear", "constant"),
     "optim.dtype": ("float32", "bfloat16"),
@@ -23,19 +30,24 @@ CHOICES = {
     "model.quantise": ("", "8bit", "4bit"),
 }
 
-POSITIVE = "optim.lr optim.batch_size optim.accumulate optim.epochs log.every save.keep data.max_length data.prefetch"
-NOT_NEGATIVE = (
-    "optim.max_steps optim.weight_decay optim.clip optim.warmup_ratio optim.warmup_steps optim.max_nonfinite seed "
-    "save.every data.max_skipped model.lora.rank"
+POSITIVE = (
+    "optim.lr optim.batch_size optim.accumulate optim.epochs log.every save.keep data.max_length data.prefetch "
+    "model.lora.alpha evaluate.batch_size"
 )
+NOT_NEGATIVE = (
+    "optim.max_steps optim.weight_decay optim.clip optim.warmup_steps optim.max_nonfinite seed save.every data.workers "
+    "model.lora.rank evaluate.every evaluate.limit"
+)
+SHARES = "data.max_skipped optim.warmup_ratio model.lora.dropout"
 
 
 @dataclass
 class LoraConfig:
     """Low-rank adapters on the language model (LoRA, arXiv 2106.09685): its own weights stay frozen.
 
-    ``rank`` 0 means none. ``targets``: names of the linear layers that get one ([]: all of them). ``merge``: fold the
-    adapters into the final model's weights; otherwise ``final`` holds them unmerged beside it.
+    ``rank`` 0 means none; the adapters' product is scaled by ``alpha`` / rank, with ``dropout`` before it. ``targets``:
+    names of the linear layers that get one ([]: all of them). ``merge``: fold the adapters into the final model's
+    weights; otherwise ``final`` holds them unmerged beside it.
     """
 
     rank: int = 0
@@ -71,7 +83,7 @@ class ModelConfig:
 
 @dataclass
 class SourceConfig:
-    """One data set: its ``format`` (reader), annotation file and image folder.
+    """One data set: its ``name`` in messages, its ``format`` (reader), annotations ``ann`` and image folder ``images``.
 
     ``ratio``: the share of its records drawn in every epoch; ``cap``: at most so many of them (0: no limit); ``turns``:
     at most so many question-answer pairs of one image in a dialogue (0: the reader's default); ``source``: the
@@ -95,11 +107,15 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    """What is read. ``words``: the region-words vocabulary, a list or a text file; ``answers_only``: loss on answers.
-    ``prompt_stage``: "align" or "instruct", the two published turn separators ("" follows the stage). ``augment``: flip
-    and crop detection images. ``pack``: several dialogues in one row of the language model, instead of padding.
-    ``max_skipped``: the share of records that may be unusable before the run stops. ``proposal_cache``: a folder in
-    which the proposals of a frozen encoder and proposer are kept from one epoch to the next ("": none).
+    """What is read, from ``sources``, by ``workers`` of each process (0: by itself), each ``prefetch`` batches ahead.
+
+    ``words``: the region-words vocabulary, a list or a text file; ``max_length``: tokens of a dialogue, whose last
+    turns are left out beyond it; ``answers_only``: loss on answers; ``augment``: flip and crop detection images;
+    ``crop``: which of the two ways of groma.data.augment, "slight" or "published".
+    ``prompt_stage``: "align" or "instruct", the two published turn separators ("" follows the stage). ``pack``: several
+    dialogues in one row of the language model, instead of padding. ``max_skipped``: the share of records that may be
+    unusable before the run stops. ``proposal_cache``: a folder in which the proposals of a frozen encoder and proposer
+    are kept from one epoch to the next ("": none).
     """
 
     words: Any = None
@@ -109,6 +125,7 @@ class DataConfig:
     max_length: int = 2048
     answers_only: bool = True
     augment: bool = True
+    crop: str = "slight"
     prompt_stage: str = ""
     pack: bool = False
     max_skipped: float = 0.01
@@ -117,10 +134,13 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW. ``batch_size`` is per process; ``max_steps`` 0 means ``epochs``; ``warmup_steps`` wins over the ratio.
+    """AdamW at the rate ``lr``, with ``weight_decay`` on matrices and gradients of a norm up to ``clip`` (0: any).
 
-    ``loss_weights``: a factor on a named loss (1 where a name is absent). ``dtype`` bfloat16 computes under autocast
-    with float32 weights; ``matmul_precision`` is torch.set_float32_matmul_precision; ``deepspeed`` a JSON file.
+    A step is ``accumulate`` batches of ``batch_size`` records in every process. ``max_steps`` 0 means ``epochs``. The
+    rate rises for ``warmup_steps`` (0: for ``warmup_ratio`` of all), then follows ``schedule``. ``loss_weights``: a
+    factor on a named loss (1 where a name is absent). ``dtype`` bfloat16 computes under autocast with float32 weights;
+    ``matmul_precision`` is torch.set_float32_matmul_precision. ``gradient_checkpointing``: compute activations twice
+    instead of keeping them. ``deepspeed``: a DeepSpeed JSON, by path or by its name in groma/configs ("zero3.json").
     ``max_nonfinite``: steps with a NaN or infinite loss that are left out, each reported, before the run stops.
     """
 
@@ -144,7 +164,7 @@ class OptimConfig:
 
 @dataclass
 class LogConfig:
-    """A line of metrics.jsonl (and TensorBoard) every so many steps."""
+    """A line of metrics.jsonl (and, with ``tensorboard``, its files) ``every`` so many steps."""
 
     every: int = 20
     tensorboard: bool = True
@@ -152,7 +172,7 @@ class LogConfig:
 
 @dataclass
 class SaveConfig:
-    """A resumable checkpoint every so many steps (0: only at the end); the last ``keep`` stay."""
+    """A resumable checkpoint ``every`` so many steps (0: only at the end); the last ``keep`` stay."""
 
     every: int = 500
     keep: int = 2
@@ -160,7 +180,7 @@ class SaveConfig:
 
 @dataclass
 class EvalSet:
-    """An annotation file and its image folder."""
+    """An annotation file ``ann`` and its image folder ``images``."""
 
     ann: str = "???"
     images: str = "???"
@@ -168,9 +188,10 @@ class EvalSet:
 
 @dataclass
 class EvaluateConfig:
-    """Scores on a small validation set every so many steps (0: never); ``limit``: records of each set (0: all).
+    """Scores on a small validation set ``every`` so many steps (0: never), in batches of ``batch_size``.
 
-    ``proposals``: boxes for AR50@100 (COCO layout); ``rec``: referring expressions.
+    ``proposals``: boxes for AR50@100 (COCO layout); ``rec``: referring expressions (format rec); ``limit``: records of
+    each (0: all).
     """
 
     every: int = 0
@@ -182,7 +203,12 @@ class EvaluateConfig:
 
 @dataclass
 class RunConfig:
-    """One training run. ``output`` receives checkpoints, metrics.jsonl, TensorBoard files and ``final``."""
+    """One training run of a ``stage``: its ``model``, ``data`` and ``optim``, what it says (``log``), keeps (``save``)
+    and scores (``evaluate``) meanwhile.
+
+    ``output`` receives checkpoints, metrics.jsonl, TensorBoard files and ``final``. ``data_root``: for configurations
+    to build paths from. ``seed``: of weights, order and draws.
+    """
 
     stage: str = "???"
     output: str = "???"

@@ -1,4 +1,5 @@
-"""Draw an Answer on its picture: boxes, labels that stay off each other, and a strip that says what was asked.
+"""Draw an Answer on its picture: boxes, labels that stay off each other, and a strip that says what was asked; and a
+contact sheet of training samples.
 
 PIL only. Everything is drawn on a layer a few times larger than the picture and brought down at the end, which
 smooths edges and letters. Lengths are multiples of one unit, the picture's mean side, so that a thumbnail and a
@@ -7,6 +8,7 @@ poster look alike. In this file ``Rect`` means (left, top, right, bottom) in pix
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,8 @@ Rect = tuple[float, float, float, float]
 PALETTE: tuple[str, ...] = ("#56B4E9", "#F0E442", "#E69F00", "#CC79A7", "#009E73", "#0072B2", "#D55E00")
 """Okabe and Ito's colours for every kind of colour vision, those that stand out on wood and walls first."""
 INK, PAPER, FAINT, RULE = "#1B1F24", "#FCFBF8", "#6B7280", "#E4E1DA"
+LEARNED = "#FBE7A1"
+"""The ground of text that is learned."""
 SMALLEST = 400
 """Pictures with a mean side below this many pixels are enlarged: no label could be read on them."""
 CROWD = 12
@@ -34,6 +38,18 @@ class Mark:
     label: str
     score: str
     colour: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a contact sheet, with its ``title``, the ``boxes`` on it (xyxy in [0, 1]; they are numbered from
+    1), a label for each ("": none), and what is ``said``: stretches of text in order, and whether each is learned."""
+
+    picture: Image.Image
+    title: str
+    boxes: Sequence[Sequence[float]] = ()
+    labels: Sequence[str] = ()
+    said: Sequence[tuple[str, bool]] = ()
 
 
 def draw(image: Image.Image, answer: Answer, scale: float | None = None) -> Image.Image:
@@ -75,6 +91,74 @@ def marks(answer: Answer, across: float = 1.0, down: float = 1.0) -> list[Mark]:
         )
         for row, (span, of_span, b, score) in enumerate(rows)
     ]
+
+
+def contact_sheet(tiles: Sequence[Tile], side: int = 448, lines: int = 24) -> Image.Image:
+    """Tiles side by side, pictures brought to ``side`` pixels; a new RGB image.
+
+    Under each picture stand at most ``lines`` lines of what is said, a stretch that is not learned on a line of its
+    own, what is learned on a coloured ground. ValueError for no tiles.
+    """
+    if not tiles:
+        raise ValueError("contact sheet: got no tiles, expected at least one")
+    drawn = [_tile(tile, side, lines) for tile in tiles]
+    columns = math.ceil(math.sqrt(len(drawn)))
+    rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
+    gap = side // 28
+    height = sum(max(tile.height for tile in row) + gap for row in rows) + gap
+    sheet, top = Image.new("RGB", (columns * (side + gap) + gap, height), PAPER), gap
+    for row in rows:
+        for index, tile in enumerate(row):
+            sheet.paste(tile, (gap + index * (side + gap), top))
+        top += max(tile.height for tile in row) + gap
+    return sheet
+
+
+def _tile(tile: Tile, side: int, lines: int) -> Image.Image:
+    fine = 3
+    unit = float(side * fine)
+    layer = Image.new("RGBA", (side * fine, side * fine), (0, 0, 0, 0))
+    found = [
+        Mark((x1 * unit, y1 * unit, x2 * unit, y2 * unit), label, str(index + 1), PALETTE[index % len(PALETTE)])
+        for index, ((x1, y1, x2, y2), label) in enumerate(zip(tile.boxes, tile.labels, strict=True))
+    ]
+    _draw_marks(layer, found, unit)
+    picture = tile.picture.convert("RGBA").resize((side, side), Image.Resampling.BICUBIC)
+    picture = Image.alpha_composite(picture, layer.reduce(fine)).convert("RGB")
+    font, leading = _font(side / 28), side / 20
+    placed = _flow(tile.said, font, side, lines)
+    height = round(leading * (1.5 + max((row for row, *_ in placed), default=-1) + 1))
+    whole = Image.new("RGB", (side, side + height), PAPER)
+    whole.paste(picture)
+    pen = ImageDraw.Draw(whole)
+    pen.text((0, side + 0.7 * leading), _cut(tile.title, font, side), INK, font, anchor="lm")
+    for row, left, word, learned in placed:
+        middle = side + (2 + row) * leading
+        if learned:
+            pen.rectangle(
+                (left, middle - 0.48 * leading, left + font.getlength(word), middle + 0.48 * leading), LEARNED
+            )
+        pen.text((left, middle), word, INK if learned else FAINT, font, anchor="lm")
+    return whole
+
+
+def _flow(said: Sequence[tuple[str, bool]], font: ImageFont.FreeTypeFont, room: float, lines: int
+          ) -> list[tuple[int, float, str, bool]]:  # fmt: skip
+    """Words as (line, left, word, learned), broken where ``room`` ends; at most ``lines`` of them, the last cut."""
+    placed: list[tuple[int, float, str, bool]] = []
+    row, left = -1, 0.0
+    for text, learned in said:
+        if not learned or row < 0:
+            row, left = row + 1, 0.0
+        for word in text.split():
+            word = _cut(word, font, room)
+            if left and left + font.getlength(word) > room:
+                row, left = row + 1, 0.0
+            if row >= lines:
+                return [*placed[:-1], (*placed[-1][:2], "…", placed[-1][3])]
+            placed.append((row, left, word, learned))
+            left += font.getlength(word + " ")
+    return placed
 
 
 def _mean_side(size: tuple[int, int]) -> float:

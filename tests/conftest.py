@@ -29,6 +29,7 @@ PICTURES, SIDE, PROXIES = 8, 64, 20
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "groma-tests-no-hub-cache")
+os.environ["GROMA_CACHE"] = str(Path(tempfile.gettempdir()) / f"groma-tests-cache-{os.getuid()}")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 for _scheme in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
     os.environ[_scheme] = "http://127.0.0.1:9"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from groma.config import ConfigError, load_config, save_config
+from groma.config import ConfigError, _keys, load_config, save_config
 
 GOOD = """
 stage: detection
@@ -81,6 +81,29 @@ def test_saved_configuration_reads_back_equal(good: Path, tmp_path: Path) -> Non
         ("output=???", "output must be given"),
         ("output=${nothing}", "'nothing' not found"),
         ("data.words=3", "data.words is 3"),
+        ("data.max_skipped=1.5", "data.max_skipped is 1.5; expected a share from 0 to 1"),
+        ("optim.warmup_ratio=3", "optim.warmup_ratio is 3.0; expected a share from 0 to 1"),
+        ("model.lora.dropout=nan", "model.lora.dropout is nan; expected a share from 0 to 1"),
+        ("model.lora.alpha=0", "model.lora.alpha is 0.0; expected a number above 0"),
+        ("model.lora.rank=-1", "model.lora.rank is -1; expected 0 or more"),
+        ("model.lora.rank=8", "'llm' must be in model.train"),
+        ("model.quantise=3bit", "model.quantise is '3bit'; expected one of 8bit, 4bit"),
+        ("model.quantise=4bit", "model.quantise is 4bit, in which no weight learns: give model.lora.rank too"),
+        ("model.frozen_dtype=float16", "model.frozen_dtype is 'float16'; expected one of float32, bfloat16"),
+        ("model.lr_scale.proposer=0", "model.lr_scale.proposer is 0.0; expected a number above 0"),
+        ("model.lr_scale.llm=1", "model.lr_scale names 'llm', which does not learn: model.train is encoder, proposer"),
+        ("optim.loss_weights.l1=-1", "optim.loss_weights.l1 is -1.0; expected 0 or more"),
+        ("optim.max_nonfinite=-1", "optim.max_nonfinite is -1; expected 0 or more"),
+        ("data.workers=-1", "data.workers is -1; expected 0 or more"),
+        ("data.pack=true", "data.pack packs dialogues, and stage detection has none"),
+        ("data.proposal_cache=x", "keeps what frozen parts propose: encoder and proposer must be out of model.train"),
+        ("data.sources.0.source=gold", "data.sources.0.source is 'gold'; expected one of coco, sa1b"),
+        ("data.sources.0.cap=-1", "data.sources.0.cap is -1; expected 0 or more"),
+        ("data.sources.0.turns=-1", "data.sources.0.turns is -1; expected 0 or more"),
+        ("data.sources.0.negatives=2", "data.sources.0.negatives is 2.0; expected a share from 0 to 1"),
+        ("data.sources.0.negatives=0.1", "format 'regions' asks for nothing, so nothing can be absent"),
+        ("data.sources.0.format=refer", "data.sources.0.split must be given: .* format 'refer' hold every split"),
+        ("evaluate.every=5", "evaluate.every is 5, but neither evaluate.proposals nor evaluate.rec is given"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(good: Path, override: str, message: str) -> None:
@@ -108,6 +131,28 @@ def test_bad_files(good: Path, tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(path)
     assert "\n" not in str(caught.value)
+
+
+def test_every_key_is_documented() -> None:
+    keys = [(name.rpartition(".")[2], home) for name, home in _keys()]
+    assert len(keys) > 60
+    assert [f"{home.__name__}.{key}" for key, home in keys if f"``{key}``" not in home.__doc__] == []
+
+
+def test_two_sources_of_one_name(good: Path, tmp_path: Path) -> None:
+    twice = "data: {sources: [{name: a, format: rec, ann: a, images: i}, {name: a, format: llava, ann: b, images: i}]}"
+    with pytest.raises(ConfigError, match="data.sources.1.name is 'a', like data.sources.0; expected another"):
+        load_config(write(tmp_path, "twice.yaml", f"base: good.yaml\n{twice}"))
+
+
+def test_what_needs_another_key_is_taken_with_it(good: Path) -> None:
+    run = load_config(
+        good, ["stage=instruct", "model.train=[llm, bridge]", "model.lora.rank=8", "model.quantise=4bit",
+               "data.pack=true", "data.proposal_cache=kept", "data.sources.0.format=refer",
+               "data.sources.0.split=train", "data.sources.0.negatives=0.2", "model.lr_scale.bridge=0.1",
+               "optim.loss_weights.l1=0"],
+    )  # fmt: skip
+    assert (run.model.lora.rank, run.model.quantise, run.data.pack) == (8, "4bit", True)
 
 
 def test_a_longer_cycle_names_every_file(tmp_path: Path) -> None:

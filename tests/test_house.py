@@ -42,7 +42,7 @@ OUTSIDE = {"markup": set(), "template": set(), "boxes": {"torch", "torchvision"}
            "config": {"yaml", "omegaconf"}}  # fmt: skip
 # What an install without extras lacks.
 EXTRAS = (
-    "accelerate", "tensorboard", "peft", "deepspeed", "ijson", "pyarrow", "pyvista", "vtk", "pycocotools", "hotcoco",
+    "accelerate", "tensorboard", "peft", "deepspeed", "pyarrow", "pyvista", "vtk", "pycocotools", "hotcoco",
     "pytest",
 )  # fmt: skip
 LONGEST_FILE = 350

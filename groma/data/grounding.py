@@ -14,6 +14,7 @@ from groma import markup
 from groma.data import prompts
 from groma.data.coco import CocoRecords, left_to_right, stack
 from groma.data.records import MAX_PROBLEMS, AnnotationError, Record, field
+from groma.data.store import Spill
 from groma.structures import Sample, Turn
 
 
@@ -30,12 +31,13 @@ class Referring(CocoRecords):
         super().__init__(annotations, images, seed, max_problems)
 
     def _read(self) -> Iterator[Any]:
-        groups: dict[str, list[Any]] = {}
+        pictures = Spill()
         for image, marks in self._images():
             entry = self._usable(self._expression, image, marks)
             if entry is not None:
-                groups.setdefault(image["file_name"], []).append(entry)
-        yield from groups.items()
+                pictures.add(image["file_name"], (image["file_name"], entry))
+        for group in pictures:
+            yield group[0][0], [entry for _, entry in group]
 
     def _expression(self, image: Record, marks: list[Record]) -> Any:
         """[id, expression, boxes], or None where there are boxes and every one is unusable: neither a target nor an
@@ -86,7 +88,11 @@ class GroundedCaptions(CocoRecords):
 
 class RegionCaptions(CocoRecords):
     """Region descriptions: annotations carry ``caption``. Up to ``turns`` boxes an image, far enough apart (NMS at
-    IoU 0.6, in an order drawn per epoch); images without a caption are left out."""
+    IoU 0.6, in an order drawn per epoch); images without a caption are left out.
+
+    A file of referring expressions, whose captions are those of its ``images`` entries, is read the other way round:
+    an expression describes the boxes it refers to. Entries of one picture (``file_name``) make one Sample then.
+    """
 
     def __init__(self, annotations: str | Path, images: str | Path, turns: int = 10, seed: int = 0,
                  max_problems: float = MAX_PROBLEMS) -> None:  # fmt: skip
@@ -94,16 +100,23 @@ class RegionCaptions(CocoRecords):
         super().__init__(annotations, images, seed, max_problems)
 
     def _read(self) -> Iterator[Any]:
+        pictures = Spill()  # those of a file of expressions
         for image, marks in self._images():
             name = self._usable(field, image, "file_name", str, self.file)
             regions = []
             for annotation in marks if name is not None else ():
-                caption = (self._usable(field, annotation, "caption", str, self.file) or "").strip()
+                of = image if "caption" in image and "caption" not in annotation else annotation
+                caption = (self._usable(field, of, "caption", str, self.file) or "").strip()
                 box = self._box(annotation, image) if caption else None
                 if box is not None:
                     regions.append((caption, box))
-            if regions:
+            if regions and name is not None and "caption" in image:
+                pictures.add(name, (name, image["id"], regions))
+            elif regions:
                 yield name, image["id"], regions
+        for group in pictures:
+            name, number, _ = group[0]
+            yield name, number, [region for _, _, regions in group for region in regions]
 
     def _sample(self, entry: Any, draw: random.Random) -> Sample:
         name, number, regions = entry

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from groma.data.shards import ShardError, read_member
+
 MAX_PIXELS = 178_956_970
 """Pillow's own limit for an error; checked here too, as a program may have lifted Pillow's."""
 
@@ -44,8 +46,9 @@ class ImageError(ValueError):
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """The first frame of the image file ``path`` as 8-bit RGB, turned upright by its EXIF orientation.
 
-    Transparency is laid on white; 16-bit values are scaled to 8. Raises ImageError for a file that is missing, no
-    image, cut short, empty, or larger than MAX_PIXELS.
+    The path may go through an uncompressed tar: "train2017.tar/000000000009.jpg" (groma.data.shards). Transparency is
+    laid on white; 16-bit values are scaled to 8. Raises ImageError for a file that is missing, no image, cut short,
+    empty, or larger than MAX_PIXELS; CacheError where the index of a tar cannot be kept.
     """
     data = _read_bytes(path)
     try:
@@ -74,6 +77,8 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise ImageError(path, "no such file") from error
+    except NotADirectoryError:  # the path goes through a file
+        data = _read_from_tar(path)
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
@@ -81,6 +86,14 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     if not data:
         raise ImageError(path, "an empty file")
     return data
+
+
+def _read_from_tar(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return read_member(path)
+    except ShardError as error:
+        where = "" if error.path == os.fspath(path) else f" ({error.path})"
+        raise ImageError(path, f"{error.got}{where}", error.expected) from error
 
 
 def _check_size(path: str | os.PathLike[str], size: tuple[int, int]) -> None:

@@ -1,7 +1,7 @@
-"""Samples to batches: which record when (Mixture), record to tensors in a worker (Examples), tensors to a Batch.
+"""Samples to batches: record to tensors in a worker (Examples), tensors to a Batch (collate), and what was left out.
 
-A record is addressed by a Key (source, record, epoch), so that a worker, whatever it was told before, makes the draws
-of the right epoch, and a run resumed at step k sees the batches it would have seen::
+A record is addressed by a Key (source, record, epoch) of groma.data.mixture, so that a worker, whatever it was told
+before, makes the draws of the right epoch, and a run resumed at step k sees the batches it would have seen::
 
     mixture = Mixture([Source("rec", Referring("rec.json", "images"))], batch_size=32)
     examples = Examples(mixture, processor, stage="align", max_length=2048)
@@ -12,90 +12,25 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from groma.data.augment import augment_detection, word_ids
+from groma.data.augment import augment_detection, augment_published, word_ids
 from groma.data.images import ImageError, read_image
+from groma.data.mixture import Key, Mixture, Source
 from groma.data.prompts import IGNORE, Stage, join, opening_prompt, question_prompt
-from groma.data.records import Records
+from groma.data.records import AnnotationError
 from groma.structures import Batch, Prompt, Sample
 
 if TYPE_CHECKING:
     from groma.processor import GromaProcessor
-
-
-class Key(NamedTuple):
-    """One record of one epoch: ``Mixture.sources[source].records[record]``."""
-
-    source: int
-    record: int
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """A named data set and the share of its records used in an epoch (above 1: some are seen more than once)."""
-
-    name: str
-    records: Records
-    ratio: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.ratio > 0 or len(self.records) == 0:
-            got = f"ratio {self.ratio} of {len(self.records)} records"
-            raise ValueError(f"source {self.name}: {got}, expected both above 0")
-
-
-class Mixture:
-    """A torch ``batch_sampler`` over several sources: every batch of Keys is from one source, batches are shuffled.
-
-    The order depends on (seed, epoch) alone. With a ratio below 1 each epoch draws its own share of the source.
-    """
-
-    def __init__(self, sources: Sequence[Source], batch_size: int, seed: int = 0, drop_last: bool = False) -> None:
-        names = [source.name for source in sources]
-        if not sources or len(set(names)) != len(names) or batch_size < 1:
-            raise ValueError(f"got sources {names} and batch size {batch_size}, expected distinct names and at least 1")
-        self.sources, self.batch_size, self.seed, self.drop_last = tuple(sources), batch_size, seed, drop_last
-        self.epoch = 0
-        if len(self) == 0:
-            raise ValueError(f"sources {names} fill no batch of {batch_size}: every one is smaller")
-
-    def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of ``epoch``."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        rounded = math.floor if self.drop_last else math.ceil
-        return sum(rounded(self._count(source) / self.batch_size) for source in self.sources)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches(self.epoch))
-
-    def batches(self, epoch: int) -> list[list[Key]]:
-        """All batches of ``epoch`` in order."""
-        draw = random.Random(f"{self.seed}/{epoch}")
-        batches: list[list[Key]] = []
-        for number, source in enumerate(self.sources):
-            order: list[int] = []
-            while len(order) < self._count(source):
-                order += draw.sample(range(len(source.records)), len(source.records))
-            keys = [Key(number, index, epoch) for index in order[: self._count(source)]]
-            rows = [keys[i : i + self.batch_size] for i in range(0, len(keys), self.batch_size)]
-            batches += [row for row in rows if len(row) == self.batch_size or not self.drop_last]
-        draw.shuffle(batches)
-        return batches
-
-    @staticmethod
-    def _count(source: Source) -> int:
-        return max(1, round(source.ratio * len(source.records)))
 
 
 @dataclass(frozen=True)
@@ -115,13 +50,18 @@ class TooLongError(ValueError):
     """A dialogue whose first pair of turns alone exceeds the length limit."""
 
 
+_UNUSABLE = (ImageError, AnnotationError, TooLongError)
+"""What makes a record be skipped; any other error is a mistake of the program."""
+
+
 class Examples(torch.utils.data.Dataset["Example | None"]):
     """Key → Example. A record whose image is unusable, or whose first turns are too long, gives None and is counted.
 
     ``answers_only`` False takes the loss on questions too, for a language model that knows no language yet.
-    ``augment`` flips and crops detection records (dialogues speak of left and right, and stay). ``words`` is the list
-    that target phrases are looked up in. When more than ``max_skipped`` of all records (a share) were unusable, the
-    next one raises ValueError.
+    ``augment`` flips and crops detection records (dialogues speak of left and right, and stay), in the way ``crop``
+    names: "slight" or "published". ``words`` is the list that target phrases are looked up in. When more than
+    ``max_skipped`` of all records (a share, parted evenly among the processes of a mixture) were unusable, the next one
+    raises ValueError.
     """
 
     def __init__(
@@ -134,14 +74,17 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
         augment: bool = False,
         max_skipped: float = 0.01,
         answers_only: bool = True,
+        crop: str = "slight",
     ) -> None:
         self.mixture, self.processor, self.stage, self.max_length = mixture, processor, stage, max_length
+        self.crop = crop
         self.words = {word: i for i, word in enumerate(words)}
         self.augment, self.max_skipped, self.answers_only = augment, max_skipped, answers_only
         self._opening = opening_prompt(processor)
         self._total = sum(len(source.records) for source in mixture.sources)
+        self._allowed = math.ceil(math.floor(max_skipped * self._total) / mixture.world)
         # Shared by all workers: how many were skipped, then (source, record) of each.
-        self._skipped = mp.get_context().Array("q", 3 + 2 * math.floor(max_skipped * self._total))
+        self._skipped = mp.get_context().Array("q", 1 + 2 * self._allowed)
 
     def __len__(self) -> int:
         return self._total
@@ -149,13 +92,25 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
     def __getitem__(self, key: tuple[int, int, int]) -> Example | None:
         try:
             return self.make(Key(*key))
-        except (ImageError, TooLongError) as error:
+        except _UNUSABLE as error:
             self._note(Key(*key), error)
             return None
 
+    def __getitems__(self, keys: Sequence[tuple[int, int, int]]) -> list[Example | None]:
+        """The Examples of a batch. Where every one is unusable, the first usable record after the last of them stands
+        in: in training on many machines no process can do without a batch."""
+        found = [self[key] for key in keys]
+        spare, size = Key(*keys[-1]), len(self._source(keys[-1]).records)
+        for _ in range(size - 1):
+            if any(example is not None for example in found):
+                break
+            spare = spare._replace(record=(spare.record + 1) % size)
+            found = [self[spare]]
+        return found
+
     def sample(self, key: Key) -> Sample:
         """The record behind ``key``, with the draws of its epoch."""
-        records = self.mixture.sources[key.source].records
+        records = self._source(key).records
         records.set_epoch(key.epoch)
         return records[key.record]
 
@@ -166,7 +121,11 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
         targets, phrases = sample.boxes, sample.phrases
         if self.augment and not sample.turns:
             draw = random.Random(f"{self.mixture.seed}/{key.epoch}/{key.source}/{key.record}")
-            image, targets, phrases = augment_detection(image, targets, phrases, draw)
+            if self.crop == "published":
+                size = self.processor.image_processor.size["height"]
+                image, targets, phrases = augment_published(image, targets, phrases, draw, size, sample.source)
+            else:
+                image, targets, phrases = augment_detection(image, targets, phrases, draw)
         named = tuple(word_ids(text, self.words) for text in phrases) or ((),) * len(targets)
         return Example(
             pixels=self.processor.pixels([image])[0],
@@ -179,17 +138,22 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
         )
 
     @property
-    def skipped(self) -> list[str]:
-        """One line per record skipped so far, by any worker: what was wrong with it."""
-        lines = []
-        for i in range(self._skipped[0]):
-            key = Key(self._skipped[1 + 2 * i], self._skipped[2 + 2 * i], 0)
-            try:
-                self.make(key)
-                lines.append(f"{self.sample(key).record}: usable in epoch 0, but not in the epoch it was skipped")
-            except (ImageError, TooLongError) as error:
-                lines.append(f"{self.sample(key).record}: {error}")
-        return lines
+    def skipped(self) -> list[Key]:
+        """The records skipped so far, by any worker of this process, in the order they were met (epoch 0 in all)."""
+        return [Key(source, record, 0) for source, record in self._pairs().tolist()]
+
+    def remember(self, skipped: Iterable[Key]) -> None:
+        """Count records as skipped that were so before, in a run that now goes on."""
+        for key in skipped:
+            self._note(Key(*key), ValueError("skipped before"))
+
+    def reason(self, key: Key) -> str:
+        """One line on a record that was skipped: what is wrong with it."""
+        try:
+            self.make(key)
+        except _UNUSABLE as error:
+            return self._told(key, error)
+        return f"{self.sample(key).record}: usable in epoch {key.epoch}, but not in the epoch it was skipped"
 
     def _prompt(self, sample: Sample) -> Prompt:
         for count in range(len(sample.turns), 0, -2):
@@ -200,20 +164,49 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
                 return prompt if self.answers_only else learn_questions(prompt, len(self._opening.ids))
         raise TooLongError(f"{len(prompt.ids)} tokens with one pair of turns, expected at most {self.max_length}")
 
+    def _source(self, key: tuple[int, int, int]) -> Source:
+        return self.mixture.sources[key[0]]
+
+    def _pairs(self) -> np.ndarray:
+        """(source, record) of each skipped record, int64 (S, 2): a view of what the workers share."""
+        shared = np.ctypeslib.as_array(self._skipped.get_obj())
+        return shared[1:].reshape(-1, 2)[: shared[0]]
+
     def _note(self, key: Key, error: ValueError) -> None:
         with self._skipped.get_lock():
-            count = self._skipped[0]
-            known = [tuple(self._skipped[1 + 2 * i : 3 + 2 * i]) for i in range(count)]
-            if (key.source, key.record) in known:
+            known = self._pairs()
+            if (known == (key.source, key.record)).all(axis=1).any():
                 return
-            if count + 1 > self.max_skipped * self._total:
-                name = self.mixture.sources[key.source].name
+            count = len(known) + 1
+            if count > self._allowed:
+                world, name = self.mixture.world, self._source(key).name
+                seen = f"{self._total}, in one of {world} processes" if world > 1 else f"{self._total}"
                 raise ValueError(
-                    f"{count + 1} unusable records of {self._total}, more than {self.max_skipped:.1%}; last in {name}: "
-                    f"{self.sample(key).record}: {error}"
+                    f"{count} unusable records of {seen}, more than {self.max_skipped:.1%}; last in {name}: "
+                    f"{self._told(key, error)}"
                 ) from error
-            self._skipped[1 + 2 * count : 3 + 2 * count] = [key.source, key.record]
-            self._skipped[0] = count + 1
+            self._skipped[2 * count - 1 : 2 * count + 1] = [key.source, key.record]
+            self._skipped[0] = count
+
+    def _told(self, key: Key, error: ValueError) -> str:
+        """The error with the name of its record, which an AnnotationError already has."""
+        return str(error) if isinstance(error, AnnotationError) else f"{self.sample(key).record}: {error}"
+
+
+def report(examples: Examples, skipped: Iterable[Key] | None = None, shown: int = 3) -> list[str]:
+    """What was left out, by source: how many records, and one line on each of the first ``shown`` of them.
+
+    ``skipped``: that of every process (default: of this one). Empty where every record was usable.
+    """
+    keys = dict.fromkeys(map(tuple, examples.skipped if skipped is None else skipped))
+    lines: list[str] = []
+    for number, source in enumerate(examples.mixture.sources):
+        problems, late = source.records.problems, [Key(*key) for key in keys if key[0] == number]
+        if problems or late:
+            lines.append(f"{source.name}: left out {problems.total} unusable annotations, and {len(late)} of "
+                         f"{len(source.records)} records when they were due")  # fmt: skip
+            lines += [f"  {line}" for line in (*problems[:shown], *map(examples.reason, late[:shown]))]
+    return lines
 
 
 def learn_questions(prompt: Prompt, start: int) -> Prompt:

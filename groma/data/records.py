@@ -14,7 +14,8 @@ becomes a Sample (``_sample``, with the random draws of the epoch)::
             name, text = entry
             return Sample(self.path(name), self.name_of(name), (Turn("user", "…"), Turn("assistant", text)))
 
-A record that cannot be used is left out and noted in ``problems``; more of them than a share stop the reading.
+A record that cannot be used is left out and noted in ``problems``; more of them than a share stop the reading. Entries
+of large files are kept on disk for later runs (groma.data.store).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from groma.data.store import Packed, pack
+from groma.data.store import Packed, Problems, pack
 from groma.structures import Sample
 
 Record = dict[str, Any]
@@ -44,8 +45,9 @@ class Records:
     """A map-style data set of Samples, whose random draws depend on (seed, epoch, index) and on nothing else.
 
     ``annotations``: the file (or folder) of annotations; ``images``: the folder that image names are relative to.
-    ``problems``: one line for each record left out. Raises AnnotationError where the file cannot be read, or where more
-    than ``max_problems`` of its records (a share) cannot be used.
+    ``problems``: one line for each record left out, of many the first; ``problems.total`` counts all. Raises
+    AnnotationError where the file cannot be read, or where more than ``max_problems`` of its records (a share) cannot
+    be used, and CacheError where the folder for large indexes cannot.
     """
 
     version = 1
@@ -55,14 +57,14 @@ class Records:
         self, annotations: str | Path, images: str | Path, seed: int = 0, max_problems: float = MAX_PROBLEMS
     ) -> None:
         self.file, self.images, self.seed, self.epoch = Path(annotations), Path(images), seed, 0
-        self._noted: list[str] = []
+        self._noted = Problems()
         key = f"{type(self).__qualname__} {self.version} {self._options()}"
         self.entries: Packed = pack(self._read, self._noted, self._files(), key)
-        self.problems: list[str] = self.entries.problems
-        total = len(self.entries) + len(self.problems)
-        if len(self.problems) > max_problems * total:
+        self.problems: Problems = self.entries.problems
+        total = len(self.entries) + self.problems.total
+        if self.problems.total > max_problems * total:
             raise AnnotationError(
-                f"{self.file}: {len(self.problems)} of {total} records unusable, more than {max_problems:.1%}; "
+                f"{self.file}: {self.problems.total} of {total} records unusable, more than {max_problems:.1%}; "
                 f"the first: {self.problems[0]}"
             )
 
@@ -87,7 +89,10 @@ class Records:
     # -- for a reader to write
 
     def _read(self) -> Iterator[Entry]:
-        """Every entry in order. Asked once; what it yields is packed, and kept for later runs where it is large."""
+        """Every entry in order. What it yields is packed, and kept for later runs where it is large.
+
+        Asked once; twice where small files give large entries (store.LARGE). It should hold no list of them all.
+        """
         raise NotImplementedError
 
     def _sample(self, entry: Entry, draw: random.Random) -> Sample:

@@ -40,6 +40,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
         """pixels (B, 3, H, W) normalised → four maps (B, D, h, w), shallow to deep."""
+        pixels = pixels.to(next(self.parameters()).dtype)  # frozen, it may have another than the rest
         hidden = self.vit(pixels, output_hidden_states=True).hidden_states[-LEVELS:]
         h, w = (side // int(self.vit.config.patch_size) for side in pixels.shape[-2:])
         return ImageFeatures(tuple(_to_map(state[:, self.skipped :], h, w) for state in hidden))

@@ -5,6 +5,8 @@ Legend: B images, N regions of an image, T tokens, E language-model width, V who
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,6 +21,7 @@ from groma.model import checkpoint
 from groma.model.configuration import GromaConfig
 from groma.model.detection_loss import detection_losses
 from groma.model.encoder import ImageEncoder, TokenMerge, TokenNorm
+from groma.model.packing import pack_rows, run_packed, stats_of
 from groma.model.proposer import RARE, Proposer
 from groma.model.regions import RegionEncoder, select
 from groma.model.splicer import IGNORE, Splicer
@@ -32,12 +35,18 @@ JITTER = 0.1  # of a side: how far stage 1 moves the boxes whose words it asks f
 
 @dataclass
 class GromaOutput(ModelOutput):
-    """loss: the sum of ``losses`` (named scalars), or None; logits (B, T, V) with their KV cache, or None."""
+    """loss: the sum of ``losses`` (named scalars), or None; logits (B, T, V) with their KV cache, or None.
+
+    stats, of prompts with labels: see groma.model.packing.stats_of. candidates: all proposals of every image, where
+    some were given.
+    """
 
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     logits: Tensor | None = None
     past_key_values: Any = None
+    stats: dict[str, Tensor] | None = None
+    candidates: tuple[Proposals, ...] | None = None
 
 
 class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -96,6 +105,12 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         elif module is self.vocabulary.head:  # after vocabulary.embed: transformers asks leaf by leaf, in order
             self.vocabulary.reset(self.llm.get_input_embeddings())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights, the widest where frozen parts have a smaller one."""
+        formats = {p.dtype for p in self.parameters() if p.is_floating_point()}
+        return functools.reduce(torch.promote_types, formats)
+
     def get_input_embeddings(self) -> nn.Module:
         """One lookup over base and new words."""
         return JoinedEmbedding(self.llm.get_input_embeddings(), self.vocabulary)
@@ -107,24 +122,44 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # -- one image ----------------------------------------------------------------------------------------------------
 
     def look(self, pixel_values: Tensor, refer_boxes: tuple[Tensor, ...] = (), ground_boxes: tuple[Tensor, ...] = (),
-             shuffle: torch.Generator | None = None) -> list[View]:  # fmt: skip
+             shuffle: torch.Generator | None = None, candidates: Sequence[Proposals | None] = ()
+             ) -> list[View]:  # fmt: skip
         """Encoder → proposer → regions, once per image: pixels (B, 3, S, S) → B views.
 
         refer_boxes, ground_boxes: B tensors (K, 4) xyxy in [0, 1], a user's and (in training) true boxes.
-        Regions are ordered by score; ``shuffle`` (training only) draws their order instead.
+        Regions are ordered by score; ``shuffle`` (training only) draws their order instead. ``candidates``: of every
+        image what the proposer found there before, or None; it is asked about the others alone.
         """
-        features = self.encoder(pixel_values)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.proposer.training):
-            candidates = self.proposer.propose(self.proposer(features))
+        features = self._encode(pixel_values)
+        candidates = self._propose(features, candidates)
         nothing = pixel_values.new_zeros(0, 4)
         kept = [
             select(Proposals(c.boxes.detach(), c.scores.detach()), r.to(c.boxes), g.to(c.boxes), self.config, shuffle)
             for c, r, g in zip(candidates, refer_boxes or [nothing] * len(candidates),
                                ground_boxes or [nothing] * len(candidates), strict=True)
         ]  # fmt: skip
-        tokens = self.regions(features, [k.boxes for k in kept])
-        image_tokens = self.bridge(features)
+        tokens = self.regions(in_format_of(self.regions, features), [k.boxes for k in kept])
+        image_tokens = self.bridge(in_format_of(self.bridge, features))
         return [View(i, k, t, c) for i, k, t, c in zip(image_tokens, kept, tokens, candidates, strict=True)]
+
+    def _encode(self, pixels: Tensor) -> ImageFeatures:
+        """One encoder pass, of which nothing is kept for a backward pass where the encoder does not learn."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(self.encoder)):
+            features: ImageFeatures = self.encoder(pixels)
+        return features
+
+    def _propose(self, features: ImageFeatures, known: Sequence[Proposals | None]) -> list[Proposals]:
+        """Candidates of every image: the known ones, and what the proposer finds in the other images."""
+        missing = [i for i in range(len(features.levels[-1])) if not known or known[i] is None]
+        found: list[Proposals] = []
+        if missing:
+            here = features if not known else ImageFeatures(tuple(level[missing] for level in features.levels))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.proposer.training and _learns(self.proposer)):
+                found = self.proposer.propose(self.proposer(in_format_of(self.proposer, here)))
+        new = dict(zip(missing, found, strict=True))
+        device = features.levels[-1].device
+        return [new[i] if k is None else Proposals(k.boxes.to(device), k.scores.to(device))
+                for i, k in enumerate(known or [None] * len(missing))]  # fmt: skip
 
     def splice(self, views: list[View], prompts: list[Prompt], left: bool = False) -> Spliced:
         """Prompts over their views, embedded and padded; see groma.model.splicer."""
@@ -154,11 +189,13 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 source: str = "coco", seed: int | None = None, inputs_embeds: Tensor | None = None,
                 past_key_values: Any = None, use_cache: bool | None = None, position_ids: Tensor | None = None,
                 logits_to_keep: int = 0, cache_position: Tensor | None = None, return_dict: bool | None = None,
-                pointers: Tensor | None = None) -> GromaOutput:  # fmt: skip
+                pointers: Tensor | None = None, pack: int = 0, candidates: Sequence[Proposals | None] = ()
+                ) -> GromaOutput:  # fmt: skip
         """Losses of a batch, or logits.
 
         With ``targets``: detection losses of head ``source`` (and "words" with target_words). With ``labels``: the
-        "text" loss of prompts (B, T) over pixels. ``seed`` draws the order of regions and the box jitter in training.
+        "text" loss of prompts (B, T) over pixels; with ``pack`` they share rows (see groma.model.packing, whose limit
+        it is). ``seed`` draws the order of regions and the box jitter in training; candidates as in look.
         Without pixels: the language model alone, on ids or embeddings (transformers' decoding loop, which also passes
         ``cache_position`` and ``return_dict``; the former is derived from the cache, and a GromaOutput it always is).
         """
@@ -170,23 +207,25 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(LOST_PICTURE)
         generator = None if seed is None or not self.training else torch.Generator().manual_seed(seed)
         losses: dict[str, Tensor] = {}
-        logits = None
+        logits = stats = views = None
         if targets:
             losses |= self._detection(pixel_values, targets, target_words, source, generator)
         if input_ids is not None:
-            views = self.look(pixel_values, refer_boxes, ground_boxes, generator)
+            views = self.look(pixel_values, refer_boxes, ground_boxes, generator, candidates)
             spliced = self.splice(views, _prompts(input_ids, attention_mask, labels, refer_boxes, ground_boxes))
             if labels is None:
                 logits = self.speak(spliced.embeds, spliced.mask, pointers=spliced.pointers).logits
             else:
-                losses["text"] = self._text_loss(spliced)
+                losses["text"], stats = self._text_loss(spliced, pack)
         loss = torch.stack(list(losses.values())).sum() if losses else None
-        return GromaOutput(loss=loss, losses=losses or None, logits=logits)
+        seen = tuple(view.candidates for view in views) if views and candidates else None
+        return GromaOutput(loss=loss, losses=losses or None, logits=logits, stats=stats, candidates=seen)
 
     def _detection(self, pixels: Tensor, targets: tuple[Tensor, ...], words: Words,
                    source: str, generator: torch.Generator | None) -> dict[str, Tensor]:  # fmt: skip
-        features = self.encoder(pixels)
-        losses = detection_losses(self.proposer(features), targets, source, self.config.proposer)
+        features = self._encode(pixels)
+        found = self.proposer(in_format_of(self.proposer, features))
+        losses = detection_losses(found, targets, source, self.config.proposer)
         if self.words_head is not None and any(words):
             losses["words"] = self._words_loss(features, targets, words, generator)
         return losses
@@ -199,24 +238,35 @@ class GromaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         are; a pre-trained DINOv2 needs no such help.
         """
         moved = [_jitter(t, generator) for t in targets]
-        tokens = torch.cat(self.regions(features, moved))  # (R, E)
-        logits = self.words_head(tokens).float()  # type: ignore[misc]
+        tokens = torch.cat(self.regions(in_format_of(self.regions, features), moved))  # (R, E)
+        logits = self.words_head(tokens.to(self.words_head.weight.dtype)).float()  # type: ignore[misc,union-attr]
         wanted = torch.zeros_like(logits)
         for row, ids in enumerate(i for image in words for i in image):
             wanted[row, list(ids)] = 1.0
         return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / max(1, len(tokens))
 
-    def _text_loss(self, spliced: Spliced) -> Tensor:
-        """Mean cross-entropy over the labelled tokens; the head runs on their positions only."""
-        hidden = self.llm.get_decoder()(inputs_embeds=spliced.embeds, attention_mask=spliced.mask).last_hidden_state
-        wanted = spliced.labels[:, 1:]  # type: ignore[index]
+    def _text_loss(self, spliced: Spliced, limit: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy over the labelled tokens, and the batch's stats; the head runs on labelled positions only.
+
+        ``limit``: see groma.model.packing; 0 keeps a row for every prompt.
+        """
+        decoder = self.llm.get_decoder()
+        if limit:
+            packed = pack_rows(spliced, decoder.config, limit)
+            labels, owners, real = packed.labels, packed.owners, packed.owners >= 0
+            hidden = run_packed(decoder, packed)
+        else:
+            labels, real = spliced.labels, spliced.mask  # type: ignore[assignment]
+            owners = torch.arange(len(real), device=real.device)[:, None].expand_as(real)
+            hidden = decoder(inputs_embeds=spliced.embeds, attention_mask=spliced.mask).last_hidden_state
+        stats = stats_of(real)
+        wanted = labels[:, 1:]
         chosen = wanted != IGNORE
-        pointers = spliced.pointers[chosen.nonzero()[:, 0]] if spliced.pointers is not None else None  # (L, N, E)
-        head = self.llm.get_output_embeddings()
-        logits = self.vocabulary.logits(hidden[:, :-1][chosen][:, None], head, pointers)[:, 0]  # (L, V)
+        pointers = spliced.pointers[owners[:, 1:][chosen]] if spliced.pointers is not None else None  # (L, N, E)
+        logits = self.vocabulary.logits(hidden[:, :-1][chosen][:, None], self.llm.get_output_embeddings(), pointers)
         if not len(logits):
-            return hidden.sum() * 0.0
-        return F.cross_entropy(logits.float(), wanted[chosen])
+            return hidden.sum() * 0.0, stats
+        return F.cross_entropy(logits[:, 0].float(), wanted[chosen]), stats
 
     # -- generation ---------------------------------------------------------------------------------------------------
 
@@ -252,6 +302,17 @@ class ExistingProxies(LogitsProcessor):
         for i, count in enumerate(self.counts):
             absent[i * copies : (i + 1) * copies, self.proxies[count:].to(scores.device)] = True
         return scores.masked_fill(absent, float("-inf"))
+
+
+def in_format_of(part: nn.Module, features: ImageFeatures) -> ImageFeatures:
+    """The maps in the number format of ``part``, which may differ from that of a frozen encoder."""
+    dtype = next(part.parameters()).dtype
+    return ImageFeatures(tuple(level.to(dtype) for level in features.levels))
+
+
+def _learns(part: nn.Module) -> bool:
+    """Does any of its parameters get a gradient?"""
+    return any(p.requires_grad for p in part.parameters())
 
 
 def _jitter(boxes: Tensor, generator: torch.Generator | None) -> Tensor:

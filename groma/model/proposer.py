@@ -151,7 +151,7 @@ class Proposer(nn.Module):
         logits: dict[str, list[Tensor]] = {name: [] for name in self.class_heads}
         for i, layer in enumerate(self.decoder):
             # cross-attention keeps the first stage's references in every layer, as published
-            x = layer(x, positions, reference.to(x.dtype), memory, grid)
+            x = layer(x, positions, reference, memory, grid)
             delta = self.box_heads[i](x).float()
             boxes.append((delta + inverse_sigmoid(refined)).sigmoid())
             refined = (delta + start).sigmoid()  # one step from the first stage, not a running sum; as published

@@ -38,12 +38,14 @@ class NewWords(nn.Module):
 
         pointers (B, N, E), zero where a row has fewer regions: with a pointer head, region k's token adds to <rk>.
         """
+        base = base_head(hidden)[..., : self.base_vocab]
+        hidden = hidden.to(self.head.weight.dtype)  # which a frozen language model need not have
         new = self.head(hidden)
         if self.pointer is not None and pointers is not None:
             matches = self.pointer(hidden) @ pointers.to(hidden.dtype).transpose(1, 2)  # (B, T, N)
             first = new.shape[-1] - self.proxies
             new = new + nn.functional.pad(matches, (first, self.proxies - matches.shape[-1]))
-        return torch.cat((base_head(hidden)[..., : self.base_vocab], new), -1)
+        return torch.cat((base, new), -1)
 
 
 class JoinedEmbedding(nn.Module):

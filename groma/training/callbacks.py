@@ -3,6 +3,7 @@
 metrics.jsonl holds one JSON object a line, in the order of events::
 
     {"event": "train", "step": 40, "loss": 3.1, "class": 0.9, "l1": 0.4, "grad_norm": 2.0, "learning_rate": 0.0005, …}
+    {"event": "left_out", "step": 47, "left_out": 1, "reason": "the loss is not finite (class nan, l1 0.4) on a.json#7"}
     {"event": "evaluate", "step": 500, "ar50@100": 0.93}
 """
 
@@ -11,10 +12,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from groma.training.parts import TrainingError
 
 
 class MetricsFile(TrainerCallback):
@@ -28,9 +32,8 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        kept = [json.dumps(row) + "\n" for row in read_metrics(self.path) if row["step"] <= state.global_step]
-        if state.global_step == 0:
-            kept = []
+        rows = [row for row in read_metrics(self.path) if row["step"] <= state.global_step and row["event"] != "end"]
+        kept = [json.dumps(row) + "\n" for row in rows] if state.global_step else []
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         temporary.replace(self.path)
@@ -46,10 +49,13 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         row = {"event": _event(logs), "step": state.global_step} | {k: _short(v) for k, v in logs.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise TrainingError(f"{self.path} could not be written: {error.strerror}") from error
 
 
 class TensorBoard(TrainerCallback):
@@ -117,7 +123,7 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self.bar is None or not logs or _event(logs) == "end":
+        if self.bar is None or not logs or _event(logs) not in ("train", "evaluate"):
             return
         shown = {"loss"} if _event(logs) == "train" else set(logs) - {"epoch", "seconds"}
         self.notes |= {k: f"{v:.4g}" for k, v in logs.items() if k in shown}
@@ -140,6 +146,13 @@ class EvaluateEvery(TrainerCallback):
             control.should_evaluate = True
 
 
+def tell(line: str) -> None:
+    """One line on stderr, above the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The events of a metrics.jsonl; a last line cut by a kill is left out."""
     if not path.is_file():
@@ -156,6 +169,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _event(logs: dict[str, Any]) -> str:
     if "train_runtime" in logs:
         return "end"
+    if "left_out" in logs:
+        return "left_out"
     return "train" if "loss" in logs else "evaluate"
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -51,9 +53,7 @@ def begin(output: Path, step: int) -> Path:
 
 def commit(folder: Path, keep: int) -> Path:
     """Make a folder from ``begin`` the newest complete checkpoint, then delete all but the last ``keep``."""
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
+    _sync_all(folder)
     final = folder.with_name(folder.name.removeprefix("."))
     if final.exists():  # a resumed run rewrites a checkpoint it had, or one that never completed
         (final / MARKER).unlink(missing_ok=True)
@@ -64,9 +64,28 @@ def commit(folder: Path, keep: int) -> Path:
     _sync(final / MARKER)
     _sync(final)
     for old in checkpoints(final.parent)[:-keep]:
-        (old / MARKER).unlink()  # first, so that a half-deleted folder never counts as complete
-        shutil.rmtree(old)
+        shutil.rmtree(old.rename(old.with_name(f".{old.name}")))  # first hidden: a half-deleted one never counts
     return final
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write into, which becomes ``folder`` when the block ends well and is removed when not."""
+    hidden = folder.with_name(f".{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir(parents=True)
+    written = False
+    try:
+        yield hidden
+        _sync_all(hidden)
+        written = True
+    finally:
+        if not written:
+            shutil.rmtree(hidden, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    hidden.rename(folder)
+    _sync(folder.parent)
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
@@ -84,6 +103,12 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise TrainingError(f"{folder} is of another model: {' '.join(str(error).split())[:300]}") from error
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
+
 from groma.config import ConfigError
-from groma.data.formats import open_records
-from groma.data.loader import Examples, Mixture, Source, batch_inputs
+from groma.data.formats import open_records, options_of
+from groma.data.loader import Examples, batch_inputs, report
+from groma.data.mixture import Key, Mixture, Source
 from groma.data.records import Records
 from groma.settings import RunConfig, SourceConfig
 from groma.structures import Batch
@@ -17,9 +21,15 @@ if TYPE_CHECKING:
 
 
 def examples(run: RunConfig, processor: GromaProcessor) -> tuple[Mixture, Examples]:
-    """The batches of every epoch, and the records behind them; AnnotationError for a file that cannot be used."""
-    sources = [Source(s.name, _records(s, run), s.ratio) for s in run.data.sources]
-    mixture = Mixture(sources, run.optim.batch_size, seed=run.seed, drop_last=True)
+    """The batches of every epoch, for all processes (torchrun and its like say in WORLD_SIZE how many there are), and
+    the records behind them. Raises AnnotationError for a file that cannot be used, ConfigError for too small a source.
+    """
+    sources = [Source(s.name, _records(s, run), s.ratio, s.cap) for s in run.data.sources]
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        mixture = Mixture(sources, run.optim.batch_size, seed=run.seed, drop_last=True, world=world)
+    except ValueError as error:
+        raise ConfigError(f"data.sources: {error}") from error
     return mixture, Examples(
         mixture,
         processor,
@@ -28,7 +38,19 @@ def examples(run: RunConfig, processor: GromaProcessor) -> tuple[Mixture, Exampl
         answers_only=run.data.answers_only,
         words=read_words(run.data.words),
         augment=run.data.augment,
+        crop=run.data.crop,
+        max_skipped=run.data.max_skipped,
     )
+
+
+def left_out(examples: Examples) -> list[str]:
+    """What was unusable, by source, in the files and in any process of the run; every process must call it."""
+    skipped = examples.skipped
+    if dist.is_available() and dist.is_initialized():
+        gathered: list[list[Key]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, skipped)
+        skipped = [key for part in gathered for key in part]
+    return report(examples, skipped)
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
@@ -53,16 +75,21 @@ def read_words(words: Any) -> list[str]:
 
 
 def _records(source: SourceConfig, run: RunConfig) -> Records:
-    """The reader of one source."""
-    head = source.source if source.format in ("detection", "regions") else ""
-    return open_records(
+    """The reader of one source, with absent referents if it asks for them."""
+    records = open_records(
         source.format,
         source.ann,
         source.images,
         section=source.section,
         turns=source.turns,
-        source=head,
+        # The head has a default that every source carries: it means something to a reader of boxes alone.
+        source=source.source if "source" in options_of(source.format) else "",
         split=source.split,
         seed=run.seed,
         max_problems=run.data.max_skipped,
     )
+    if not source.negatives:
+        return records
+    from groma.data.negatives import Negatives
+
+    return Negatives(records, source.negatives, run.seed)

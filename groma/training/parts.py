@@ -19,6 +19,10 @@ class TrainingError(ValueError):
     """A run that cannot start or go on; the message is one line."""
 
 
+class Interrupted(Exception):
+    """A run that was asked to end (SIGTERM) and has saved itself; the message, one line, tells how to go on."""
+
+
 def freeze_all_but(model: nn.Module, parts: Collection[str]) -> list[nn.Module]:
     """Let only the named parts learn; returns the frozen parts, to be kept in eval mode.
 
@@ -55,7 +59,8 @@ def parameter_groups(
         part = name.partition(".")[0]
         slow = part == "proposer" and any(word in name for word in SLOW)
         rate = lr * scales.get(part, 1.0) * (SLOW_FACTOR if slow else 1.0)
-        decay = 0.0 if parameter.ndim <= 1 else weight_decay
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty vector where a weight was
+        decay = 0.0 if len(shape) <= 1 else weight_decay
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
     if not groups:

@@ -11,7 +11,10 @@ import torch
 from groma.config import save_config
 from groma.settings import RunConfig
 from groma.training import checkpoints
-from groma.training.parts import TrainingError
+from groma.training.callbacks import tell
+from groma.training.guard import hears_sigterm
+from groma.training.parts import Interrupted, TrainingError
+from groma.training.resume import compare as same_data
 
 if TYPE_CHECKING:
     from groma.model.groma import GromaForConditionalGeneration
@@ -22,8 +25,9 @@ if TYPE_CHECKING:
 def train(run: RunConfig, resume: bool = False, device: str = "auto") -> Path:
     """Train as ``run`` says and return the folder of the final model, ``output/final``.
 
-    ``resume``: go on from the newest complete checkpoint in ``output``, or start if there is none. Raises
-    TrainingError (or the ConfigError, DataError, ImageError of what it reads), always one line.
+    ``resume``: go on from the newest complete checkpoint in ``output``, or start if there is none. Under torchrun or
+    another launcher every process calls it. Raises TrainingError (or the ConfigError, DataError, ImageError of what it
+    reads), always one line; Interrupted after SIGTERM, when the step under way is done and saved.
     """
     for package in ("accelerate", "tensorboard") if run.log.tensorboard else ("accelerate",):
         if find_spec(package) is None:
@@ -33,32 +37,38 @@ def train(run: RunConfig, resume: bool = False, device: str = "auto") -> Path:
     if found and not resume:
         raise TrainingError(f"{output} holds {found[-1].name} of an earlier run: resume it, or choose another output")
     trainer, processor = build(run, device)
+    changes = same_data(run, len(trainer.samples), trainer.args.world_size, found[-1]) if found else []
     if trainer.is_world_process_zero():
+        if changes:
+            tell(f"{found[-1].name} was reached with other settings: {'; '.join(changes)}")
         output.mkdir(parents=True, exist_ok=True)
         save_config(run, output / "config.yaml")
     if found and checkpoints.step_of(found[-1]) >= trainer.steps():
-        checkpoints.load_weights(trainer.model, found[-1])
+        trainer.restore(found[-1])
     else:
-        try:
-            trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
-        finally:
-            trainer.bar.close()
+        with hears_sigterm(trainer.guard):
+            try:
+                trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+            finally:
+                trainer.bar.close()
+        step = trainer.state.global_step
+        if trainer.guard.stopping and step < trainer.state.max_steps:
+            raise Interrupted(f"ended by SIGTERM after step {step}, saved as {output}/checkpoint-{step}: resume it")
     final = output / "final"
-    if trainer.is_world_process_zero():
-        trainer.model.eval()
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(final)
-        processor.save_pretrained(final)
+    trainer.save_final(final, processor.save_pretrained)
     return final
 
 
 def build(run: RunConfig, device: str = "auto") -> tuple[GromaTrainer, GromaProcessor]:
     """The trainer of a run, its data read and its model made, and the processor that belongs to the model."""
     from groma.data.loader import collate
+    from groma.training.arguments import arguments
     from groma.training.data import examples, model_inputs, read_words
     from groma.training.trainer import GromaTrainer
     from groma.training.validation import Validation
 
     torch.set_float32_matmul_precision(run.optim.matmul_precision)
+    args = arguments(run, device)
     model, processor = load_model(run)
     if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -70,12 +80,12 @@ def build(run: RunConfig, device: str = "auto") -> tuple[GromaTrainer, GromaProc
     trainer = GromaTrainer(
         model,
         run,
+        args,
         dataset=dataset,
         samples=mixture,
         collate=collate,
         inputs=model_inputs,
         evaluate_with=Validation(run, processor) if scored else None,
-        device=device,
     )
     return trainer, processor
 

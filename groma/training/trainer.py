@@ -6,66 +6,41 @@ model, what is logged, how the optimiser is grouped, and how a checkpoint is wri
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from groma.settings import RunConfig
 from groma.structures import Batch
-from groma.training import checkpoints
-from groma.training.callbacks import EvaluateEvery, MetricsFile, ProgressBar, TensorBoard
+from groma.training import checkpoints, feed, resume
+from groma.training.callbacks import EvaluateEvery, MetricsFile, ProgressBar, TensorBoard, tell
+from groma.training.feed import BatchSampler
+from groma.training.guard import Guard
+from groma.training.meter import Meter
 from groma.training.parts import TrainingError, freeze_all_but, parameter_groups
 
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _PROGRESS = "progress.pt"
-
-
-class BatchSampler(Protocol):
-    """Lists of record keys, one list a batch; the same epoch always gives the same lists."""
-
-    def __iter__(self) -> Iterator[list[Any]]: ...
-    def __len__(self) -> int: ...
-    def set_epoch(self, epoch: int) -> None: ...
-
-
-class RankShare(Sampler[list[Any]]):
-    """The batches of one process: every ``world``-th of ``batches``, the same number for each process."""
-
-    def __init__(self, batches: BatchSampler, rank: int, world: int) -> None:
-        self.batches, self.rank, self.world = batches, rank, world
-
-    def __len__(self) -> int:
-        return len(self.batches) // self.world
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        for index, batch in enumerate(self.batches):
-            if index // self.world < len(self) and index % self.world == self.rank:
-                yield batch
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batches.set_epoch(epoch)
-
-
-class EpochLoader(DataLoader[Any]):
-    """A data loader whose batch sampler hears about the epoch, as the Trainer announces it."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 class GromaTrainer(Trainer):
     """Trains a GromaForConditionalGeneration as a RunConfig says.
 
-    ``samples`` are the batch keys of ``dataset``; ``collate`` makes a Batch of a list of examples; ``inputs`` turns a
-    Batch into the model's keyword arguments; ``evaluate_with`` scores the model and returns named numbers.
+    ``args`` are ``groma.training.arguments.arguments(run, device)``, made before the model. ``samples`` are the batch
+    keys of ``dataset``; ``collate`` makes a Batch of a list of examples; ``inputs`` turns a Batch into the model's
+    keyword arguments; ``evaluate_with`` scores the model and returns named numbers.
+
+    A model may report ``outputs.stats``: "tokens", the positions of the language model in use (words and features),
+    and the "padding_share" of all its positions. Without it the text tokens of the batch are counted.
     """
 
     optimizer: Any
@@ -75,27 +50,20 @@ class GromaTrainer(Trainer):
         self,
         model: nn.Module,
         run: RunConfig,
+        args: TrainingArguments,
         dataset: Dataset[Any],
         samples: BatchSampler,
         collate: Callable[[list[Any]], Batch],
         inputs: Callable[[Batch], dict[str, Any]],
         evaluate_with: Callable[[nn.Module], dict[str, float]] | None = None,
-        device: str = "auto",
     ) -> None:
         self.run = run
         self.samples, self.inputs_of, self.evaluate_with = samples, inputs, evaluate_with
         self._frozen = freeze_all_but(model, run.model.train)
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._images = 0
         self._micro = (-1, 0)
-        self._clock = time.perf_counter()
-        super().__init__(
-            model=model,
-            args=_arguments(run, device),
-            train_dataset=_Fetch(dataset),
-            data_collator=_Collate(collate),
-        )
+        self.meter = Meter()
+        self.guard = Guard(run.optim.max_nonfinite, args.device)
+        super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate)
         self.model_accepts_loss_kwargs = False  # every loss is a mean of its batch: divide by the accumulation
         self._add_callbacks()
 
@@ -115,17 +83,8 @@ class GromaTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Not through accelerate: the batch sampler knows its processes, and the Trainer moves the batch itself."""
-        workers = self.run.data.workers
-        return EpochLoader(
-            self.train_dataset,
-            batch_sampler=RankShare(self.samples, self.args.process_index, self.args.world_size),
-            collate_fn=self.data_collator,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            prefetch_factor=self.run.data.prefetch if workers else None,
-            # Its own generator: drawing the workers' seeds must not move the global random state.
-            generator=torch.Generator().manual_seed(self.run.seed),
-        )
+        rank, world = self.args.process_index, self.args.world_size
+        return feed.loader(self.run, self.train_dataset, self.samples, self.data_collator, rank, world)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if "error" in inputs:
@@ -149,7 +108,7 @@ class GromaTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The weighted sum of the named losses; raises TrainingError when it is not finite."""
+        """The weighted sum of the named losses; one that is not finite is noted, and its step will be left out."""
         if self.run.model.eval_mode_frozen:
             for part in self._frozen:  # model.train() has just been called: dropout in a frozen proposer moves boxes
                 part.eval()
@@ -158,16 +117,22 @@ class GromaTrainer(Trainer):
             outputs = model(**self.inputs_of(batch), seed=self._seed())
         losses: dict[str, Tensor] = outputs.losses
         weights = self.run.optim.loss_weights
-        unknown = set(weights) - set(losses) - set(self._sums)
-        if unknown and not self._sums:
+        unknown = set(weights) - set(losses) - set(self.meter.sums)
+        if unknown and not self.meter.sums:
             raise TrainingError(f"optim.loss_weights names {sorted(unknown)}; this stage has {sorted(losses)}")
         loss = torch.stack([value.float() * weights.get(name, 1.0) for name, value in losses.items()]).sum()
-        if not bool(torch.isfinite(loss)):
+        if bool(torch.isfinite(loss)):
+            self.guard.saw(batch.records)
+            self.meter.add({"loss": loss, **losses}, images=len(batch.pixels), **_work(outputs, batch))
+        else:
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-            records = ", ".join(batch.records[:8]) or "unnamed records"
-            raise TrainingError(f"step {self.state.global_step + 1}: the loss is not finite ({values}) on {records}")
-        self._note({"loss": loss, **losses}, len(batch.pixels))
+            self.guard.saw(batch.records, f"the loss is not finite ({values})")
+            loss = loss * torch.nan  # of an infinite loss some gradients are finite: none of them may count
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward; the library's own running loss is spared what is not finite."""
+        return torch.nan_to_num(super().training_step(*args, **kwargs), 0.0, 0.0, 0.0)
 
     def _seed(self) -> int:
         """The seed of this batch's region order and box jitter: a function of run, step, process and micro-batch."""
@@ -181,14 +146,6 @@ class GromaTrainer(Trainer):
             return torch.autocast(self.args.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _note(self, losses: dict[str, Tensor], images: int) -> None:
-        """Add to the running means, without waiting for the device."""
-        for name, value in losses.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if self._counts.get(name) else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-        self._images += images
-
     # ---- optimiser
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -199,68 +156,137 @@ class GromaTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, fused=True)
         return self.optimizer
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Called before every update, on every process: where the step is to be left out, no gradient is left.
+
+        DeepSpeed has updated by now; it leaves out by itself what has a gradient that is not finite.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        skipped = self.is_deepspeed_enabled and self.accelerator.optimizer_step_was_skipped
+        finite = not skipped and (norm is None or bool(torch.isfinite(torch.as_tensor(norm))))
+        step = self.state.global_step + 1
+        trouble = self.guard.settle(step, finite)
+        if trouble:
+            model.zero_grad()  # AdamW passes over a parameter without gradient: no decay, no momentum
+            if skipped:
+                self.optimizer.optimizer.overflow = False  # or the library would hold back the schedule
+            if self.is_world_process_zero():
+                tell(f"step {step} left out ({self.guard.left_out} so far): {trouble}")
+            self.log({"left_out": self.guard.left_out, "step": step, "reason": trouble})  # type: ignore[dict-item]
+            norm = None
+        if self.guard.stopping:
+            self.control.should_save = self.control.should_training_stop = True
+        return norm
+
     # ---- logs and scores
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Named losses, each the mean over the batches since the last log that had it; images a second."""
+        """Named losses, each the mean over the batches since the last log that had it, and the speed of the steps."""
         if "loss" in logs:
             logs.pop("loss")
-            means, images, seconds = self._drain()
-            logs = {**means, **logs, "images_per_second": images / seconds, "seconds": seconds}
+            figures = self.meter.drain(self.args.device)
+            logs = {"loss": figures.pop("loss", float("nan")), **figures, **logs}
         super().log(logs, start_time)
 
-    def _drain(self) -> tuple[dict[str, float], int, float]:
-        now = time.perf_counter()
-        mine = ({name: (self._sums[name].item(), count) for name, count in self._counts.items() if count}, self._images)
-        gathered: list[Any] = [mine]
-        if self.args.world_size > 1:
-            gathered = [None] * self.args.world_size
-            dist.all_gather_object(gathered, mine)
-        means = {}
-        for name in sorted({name for sums, _ in gathered for name in sums}, key=lambda name: (name != "loss", name)):
-            parts = [sums[name] for sums, _ in gathered if name in sums]
-            means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
-        seconds = now - self._clock
-        self._counts, self._images, self._clock = dict.fromkeys(self._counts, 0), 0, now
-        return means, sum(images for _, images in gathered), seconds
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Score the model with ``evaluate_with``, on the first process, leaving the random state as it was."""
+        """Score the model with ``evaluate_with``, leaving the random state as it was: on the first process, or on all
+        of them, each the same, where each holds a share of the weights alone (ZeRO-3).
+        """
         scores: dict[str, float] = {}
         started = time.perf_counter()
-        if self.evaluate_with is not None and self.is_world_process_zero():
+        if self.evaluate_with is not None and (self.is_world_process_zero() or self.shares_weights):
             cuda = [self.args.device] if self.args.device.type == "cuda" else []
             self.model.eval()
             with torch.random.fork_rng(devices=cuda), torch.no_grad(), self._autocast():
                 scores = self.evaluate_with(self.model)
-        if self.args.world_size > 1:
-            dist.barrier()
+        self._wait()
         spent = time.perf_counter() - started
-        self._clock += spent  # images a second are of training alone
+        self.meter.pause(spent)
         self.log({**scores, "seconds": spent})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
 
     # ---- checkpoints
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether a process holds a part of every weight only: ZeRO-3."""
+        settings = self.args.hf_deepspeed_config.config if self.is_deepspeed_enabled else {}
+        return bool(settings.get("zero_optimization", {}).get("stage") == 3)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.run.output) / f".checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            folder = checkpoints.begin(Path(self.run.output), self.state.global_step)
-        self._wait()
-        if self.args.should_save and not self.is_deepspeed_enabled:
-            checkpoints.save_weights(self.model, folder)
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_scaler(str(folder))
-        self._save_rng_state(str(folder))
-        progress = {"sums": self._sums, "counts": self._counts, "images": self._images}
-        torch.save(progress, folder / f"{self.args.process_index}-{_PROGRESS}")
-        self._wait()
-        if self.args.should_save:
+        output, step = Path(self.run.output), self.state.global_step
+        folder = output / f".checkpoint-{step}"
+
+        def write() -> None:
+            if self.args.should_save:
+                resume.record(self.run, len(self.samples), self.args.world_size, folder)
+                if not self.is_deepspeed_enabled:
+                    checkpoints.save_weights(self.model, folder)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+            progress = {"meter": self.meter.state(), "left_out": self.guard.left_out}
+            torch.save(progress, folder / f"{self.args.process_index}-{_PROGRESS}")
+
+        def commit() -> None:
+            for rank in range(self.args.world_size):
+                if not (folder / f"{rank}-{_PROGRESS}").is_file():
+                    raise OSError(f"nothing came from process {rank}: is output where all machines see it?")
             self.state.stateful_callbacks["TrainerControl"] = self.control.state()
             self.state.save_to_json(str(folder / "trainer_state.json"))
             checkpoints.commit(folder, self.run.save.keep)
-        self._wait()
+
+        if self.args.should_save:
+            self._to_disk(lambda: checkpoints.begin(output, step), folder)
+        else:
+            self._to_disk(lambda: None, folder)
+        self._to_disk(write, folder)
+        self._to_disk(commit if self.args.should_save else lambda: None, folder)
+
+    def _to_disk(self, work: Callable[[], Any], folder: Path) -> None:
+        """Run ``work`` on every process and wait for all; TrainingError on all of them where one could not write.
+
+        torch reports a full disk as a RuntimeError, safetensors as its own. What was written of ``folder`` is removed,
+        to make room.
+        """
+        why: str | None = None
+        try:
+            work()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            why = " ".join(str(error).split())[:200]
+        troubles: list[str | None] = [why]
+        # DeepSpeed waits for all processes while it writes: one that failed there must end, and be missed by the rest.
+        if self.args.world_size > 1 and not (why and self.is_deepspeed_enabled):
+            troubles = [None] * self.args.world_size
+            dist.all_gather_object(troubles, why)
+        if any(troubles):
+            shutil.rmtree(folder, ignore_errors=True)
+            free = shutil.disk_usage(folder.parent).free / 1e9
+            told = next(filter(None, troubles))
+            raise TrainingError(f"{folder.parent}: {folder.name[1:]} could not be written ({told}; {free:.1f} GB free)")
+
+    def restore(self, checkpoint: Path) -> None:
+        """Put the weights of ``checkpoint`` into the model, of a run that has no step left."""
+        if self.is_deepspeed_enabled:  # its engine alone can read its files
+            self._prepare_for_training(self.steps(), self.get_train_dataloader(), str(checkpoint))
+        else:
+            checkpoints.load_weights(self.model, checkpoint)
+
+    def save_final(self, folder: Path, beside: Callable[[Path], Any]) -> None:
+        """Write the model so that ``from_pretrained`` reads it, and what ``beside`` writes; whole or not at all.
+
+        Every process must call it.
+        """
+        state = self.accelerator.get_state_dict(self.model_wrapped) if self.is_deepspeed_enabled else None
+
+        def write() -> None:
+            self.model.eval()
+            with checkpoints.whole(folder) as hidden:
+                self.accelerator.unwrap_model(self.model).save_pretrained(hidden, state_dict=state)
+                beside(hidden)
+
+        self._to_disk(write if self.is_world_process_zero() else lambda: None, folder.with_name(f".{folder.name}"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoints.load_weights(self.model, Path(resume_from_checkpoint))
@@ -272,74 +298,19 @@ class GromaTrainer(Trainer):
         file = Path(checkpoint) / f"{self.args.process_index}-{_PROGRESS}"
         if file.is_file():
             progress = torch.load(file, map_location="cpu", weights_only=True)
-            self._sums = {name: value.to(self.args.device) for name, value in progress["sums"].items()}
-            self._counts, self._images = progress["counts"], progress["images"]
+            self.meter.restore(progress["meter"], self.args.device)
+            self.guard.left_out = progress["left_out"]
 
     def _wait(self) -> None:
         if self.args.world_size > 1:
             dist.barrier()
 
 
-class _Fetch(Dataset[Any]):
-    """A dataset whose bad records come as values: an error raised in a worker process would arrive as a traceback."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return self.dataset[key]
-        except ValueError as error:
-            return error
-
-
-class _Collate:
-    """Collates to a mapping, which the Trainer passes on as it is: {"batch": Batch}, or {"error": one line}."""
-
-    def __init__(self, collate: Callable[[list[Any]], Batch]) -> None:
-        self.collate = collate
-
-    def __call__(self, examples: list[Any]) -> dict[str, Any]:
-        for example in examples:
-            if isinstance(example, ValueError):
-                return {"error": str(example)}
-        try:
-            return {"batch": self.collate(examples)}
-        except ValueError as error:
-            return {"error": str(error)}
-
-
-def _arguments(run: RunConfig, device: str) -> TrainingArguments:
-    """The Trainer's arguments that a RunConfig stands for."""
-    optim = run.optim
-    return TrainingArguments(
-        output_dir=run.output,
-        seed=run.seed,
-        per_device_train_batch_size=optim.batch_size,
-        gradient_accumulation_steps=optim.accumulate,
-        num_train_epochs=optim.epochs,
-        max_steps=optim.max_steps or -1,
-        learning_rate=optim.lr,
-        weight_decay=optim.weight_decay,
-        lr_scheduler_type=_SCHEDULES[optim.schedule],
-        warmup_steps=optim.warmup_steps or optim.warmup_ratio,
-        max_grad_norm=optim.clip,
-        bf16=optim.dtype == "bfloat16" and optim.deepspeed is not None,
-        deepspeed=optim.deepspeed,
-        logging_strategy="steps",
-        logging_steps=run.log.every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=run.save.every or 10**9,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        # A batch of one data source leaves the other source's head without gradient.
-        ddp_find_unused_parameters=True,
-        use_cpu=device == "cpu",
-    )
+def _work(outputs: Any, batch: Batch) -> dict[str, Any]:
+    """Tokens and positions of a batch in the language model, as it tells itself or as its text says."""
+    stats = getattr(outputs, "stats", None)
+    if stats:
+        return {"tokens": stats["tokens"], "positions": stats["tokens"] / (1 - stats["padding_share"])}
+    if batch.mask is None:
+        return {}
+    return {"tokens": batch.mask.sum(), "positions": batch.mask.numel()}

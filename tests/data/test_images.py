@@ -1,6 +1,9 @@
 """read_image: every mode to upright RGB, every bad file to one clear line."""
 
+import gzip
+import io
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +122,65 @@ def test_no_file(tmp_path: Path) -> None:
         read_image(tmp_path / "nowhere.jpg")
     with pytest.raises(ImageError, match=r"unreadable|no such"):
         read_image("a\0b.jpg")
+
+
+# -- through a tar
+
+
+@pytest.fixture
+def tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tar of a picture, a cut one, an empty file and a text."""
+    monkeypatch.setenv("GROMA_CACHE", str(tmp_path / "cache"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8))
+    noise.save(tmp_path / "a.png", exif=exif)
+    whole = (tmp_path / "a.png").read_bytes()
+    path = tmp_path / "train.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in (("a.png", whole), ("in/cut.png", whole[:9000]), ("empty.png", b""), ("t.png", b"hello")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_through_a_tar(tar: Path) -> None:
+    image = read_image(tar / "a.png")
+    assert image.size == (120, 160)
+    assert np.array_equal(np.asarray(image), np.asarray(read_image(tar.parent / "a.png")))
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("in/cut.png", "damaged image data"),
+        ("empty.png", "an empty file"),
+        ("t.png", "no image known to Pillow (5 bytes)"),
+        ("no.png", "no such file among the 4 of train.tar"),
+        ("in", "no such file among the 4"),
+        ("../a.png", "no such file among the 4"),
+    ],
+)
+def test_unusable_in_a_tar(tar: Path, name: str, says: str) -> None:
+    for _ in range(2):
+        with pytest.raises(ImageError) as error:
+            read_image(f"{tar}/{name}")
+        assert says in one_line(error, Path(f"{tar}/{name}"))
+
+
+def test_through_what_is_no_tar(tar: Path) -> None:
+    for file, says in ((tar.parent / "a.png", "no tar"), (tar.with_suffix(".tgz"), "compressed with gzip")):
+        if not file.exists():
+            file.write_bytes(gzip.compress(tar.read_bytes()))
+        with pytest.raises(ImageError) as error:
+            read_image(file / "a.png")
+        assert says in one_line(error, file / "a.png")
+        assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+def test_a_folder_called_tar_is_a_folder(tar: Path) -> None:
+    folder = tar.parent / "folder.tar"
+    folder.mkdir()
+    Image.new("RGB", (3, 2)).save(folder / "a.png")
+    assert read_image(folder / "a.png").size == (3, 2)

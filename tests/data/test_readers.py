@@ -1,6 +1,6 @@
 """The readers: hand-computed boxes and turns, draws by epoch, and one clear line for a bad file."""
 
-import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ import torch
 
 from groma import markup
 from groma.data.detection import Detection
-from groma.data.dialogue import Dialogue
+from groma.data.formats import READERS, open_records, options_of, reader_of
 from groma.data.grounding import DetectionByWords, GroundedCaptions, Referring, RegionCaptions, ground
-from groma.data.records import AnnotationError
+from groma.data.records import AnnotationError, Records
+from groma.settings import FORMATS
 
 Write = Callable[[str, Any], Path]
 Coco = Callable[..., dict[str, Any]]
@@ -155,21 +156,6 @@ def test_detection_by_words(write: Write, coco: Coco) -> None:
         assert answer.boxes[:, 0].tolist() == pytest.approx([0.1 * kind, 0.1 * (kind + 4)])
 
 
-def test_dialogue(write: Write) -> None:
-    talk = [
-        {"from": "human", "value": "<image>\nWhat is\nit?"},
-        {"from": "gpt", "value": "A <r1> cup."},
-        {"from": "human", "value": "Why?"},
-    ]
-    data = Dialogue(write("c.json", [{"id": "x", "image": "a.png", "conversations": talk}, {"id": "y"}]), "/im")
-    assert len(data) == 1
-    assert [turn.text for turn in data[0].turns] == ["What is it?", markup.escape("A <r1> cup.")]
-    assert data[0].record == "c.json#x"
-    talk[1]["from"] = "human"
-    with pytest.raises(AnnotationError, match=r"c.json: conversation 0, turn 1: from 'human', expected the assistant"):
-        Dialogue(write("c.json", [{"id": "x", "image": "a.png", "conversations": talk}]), "/im")
-
-
 BOX = {"image_id": 0, "bbox": [1, 1, 5, 5]}
 
 
@@ -179,7 +165,7 @@ BOX = {"image_id": 0, "bbox": [1, 1, 5, 5]}
         (Detection, "{", "not JSON"),
         (Detection, [], "expected an object"),
         (Detection, {"images": []}, "no list 'annotations'"),
-        (Detection, {"images": [{"id": 1}, {"id": 1}], "annotations": []}, "two images with id 1"),
+        (Detection, {"images": [{"id": 1, "file_name": "a"}] * 2, "annotations": []}, "two images with id 1"),
         (Detection, {"images": [{"id": 1}], "annotations": []}, "record 1: no 'file_name'"),
         (Detection, ([{"file_name": "a"}], [{**BOX, "image_id": 9}]), "of image 9"),
         (Detection, ([{"file_name": "a"}], [{**BOX, "bbox": [1, 2, 3]}]), "expected four numbers"),
@@ -195,9 +181,6 @@ BOX = {"image_id": 0, "bbox": [1, 1, 5, 5]}
         ),
         (RegionCaptions, ([{"file_name": "a"}], [BOX]), "no 'caption'"),
         (DetectionByWords, ([{"file_name": "a"}], [BOX]), "no category 1"),
-        (Dialogue, {}, "expected a list"),
-        (Dialogue, [{"image": "a"}], "no 'conversations'"),
-        (Dialogue, [7], "got 7"),
     ],
 )
 def test_bad_files(write: Write, coco: Coco, reader: Any, content: Any, says: str) -> None:
@@ -207,6 +190,32 @@ def test_bad_files(write: Write, coco: Coco, reader: Any, content: Any, says: st
     assert str(error.value).startswith(str(path))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_format_has_a_reader() -> None:
+    assert tuple(READERS) == FORMATS
+    for form in FORMATS:
+        assert issubclass(reader_of(form), Records)
+        assert {"seed", "max_problems"} <= set(options_of(form))
+    with pytest.raises(AnnotationError, match="no format 'voc'; there are detection, "):
+        reader_of("voc")
+
+
+def test_open_records(write: Write, coco: Coco, images: Path) -> None:
+    path = write("d.json", coco([{"file_name": "a.png"}], []))
+    data = open_records("detection", path, images, turns=0, source="sa1b", split="", seed=3)
+    assert isinstance(data, Detection) and (data.source, data.seed) == ("sa1b", 3)
+    with tarfile.open(path.parent / "all.tar", "w") as tar:
+        tar.add(images, "train")
+    assert len(open_records("detection", path, path.parent / "all.tar/train")) == 1
+    with pytest.raises(AnnotationError, match="format 'detection' has no option 'turns'; it has source, "):
+        open_records("detection", path, images, turns=3)
+    with pytest.raises(
+        AnnotationError, match=r"none.json: no such .* of annotations; datasets/README.md, section 'COCO', tells how"
+    ):
+        open_records("detection", path.parent / "none.json", images, section="COCO")
+    with pytest.raises(AnnotationError, match=r"nowhere: no such file or folder of images$"):
+        open_records("detection", path, path.parent / "nowhere")
 
 
 def test_no_file() -> None:
@@ -230,6 +239,3 @@ def test_the_derived_files() -> None:
     assert all(0 < len(regions[i].turns) <= 20 for i in range(5))
     detection = Detection(DERIVED / "vg_region_cap.json", "/im")
     assert len(detection[0].phrases) == len(detection[0].boxes) > 100
-    talks = Dialogue(DERIVED / "llava_conversation_format.json", "/im")
-    assert len(talks) == len(json.loads((DERIVED / "llava_conversation_format.json").read_text()))
-    assert "\n" not in "".join(t.text for i in range(len(talks)) for t in talks[i].turns)

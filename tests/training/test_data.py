@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 
 from groma.config import ConfigError
 from groma.data.loader import collate
+from groma.data.negatives import Negatives
 from groma.data.records import AnnotationError
 from groma.processor import GromaProcessor
 from groma.settings import DataConfig, OptimConfig, RunConfig, SourceConfig
 from groma.structures import Batch
-from groma.training.data import examples, model_inputs, read_words
+from groma.training.data import examples, left_out, model_inputs, read_words
 
 
 def run_of(pictures: Path, kind: str, file: str, **more: object) -> RunConfig:
@@ -53,6 +55,39 @@ def test_turns_limit_the_dialogue_and_sources_name_the_head(pictures: Path, tiny
         examples(run_of(pictures, "detection", "instances", source="gold"), processor)
     with pytest.raises(AnnotationError, match="no such file or folder of annotations"):
         examples(run_of(pictures, "rec", "nowhere"), processor)
+
+
+def test_share_cap_negatives_and_processes(pictures: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = GromaProcessor.from_pretrained(str(tiny))
+    mixture, _ = examples(run_of(pictures, "rec", "rec", ratio=2.0, cap=12), processor)
+    assert (len(mixture), mixture.world) == (3, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
+    mixture, dataset = examples(run_of(pictures, "rec", "rec", negatives=0.5), processor)
+    assert (len(mixture), mixture.world) == (2, 2)
+    assert isinstance(mixture.sources[0].records, Negatives) and mixture.sources[0].records.share == 0.5
+    asked = [dataset.sample(key) for batch in mixture for key in batch]
+    assert len({sample.record for sample in asked}) == 8
+    run = run_of(pictures, "rec", "rec")
+    run.optim.batch_size = 5
+    with pytest.raises(
+        ConfigError, match=r"data.sources: source rec: 8 records .* no batch of 5 for each of 2 processes"
+    ):
+        examples(run, processor)
+
+
+def test_the_limit_of_unusable_records_is_the_runs(pictures: Path, tiny: Path, tmp_path: Path) -> None:
+    processor = GromaProcessor.from_pretrained(str(tiny))
+    content = json.loads((pictures / "rec.json").read_text())
+    del content["images"][0]["caption"]  # one of 24
+    (tmp_path / "rec.json").write_text(json.dumps(content))
+    (tmp_path / "images").symlink_to(pictures / "images")
+    run = run_of(tmp_path, "rec", "rec")
+    with pytest.raises(AnnotationError, match=r"unusable, more than 1.0%"):
+        examples(run, processor)
+    run.data.max_skipped = 0.2
+    _, dataset = examples(run, processor)
+    assert dataset.max_skipped == 0.2
+    assert left_out(dataset)[0].startswith("rec: left out 1 unusable annotations, and 0 of 8 records")
 
 
 def test_boxes_without_a_single_known_word_ask_for_no_words() -> None:

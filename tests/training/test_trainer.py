@@ -16,14 +16,18 @@ from torch import Tensor, nn
 from groma.settings import DataConfig, EvaluateConfig, LogConfig, ModelConfig, OptimConfig, RunConfig, SaveConfig
 from groma.structures import Batch
 from groma.training import checkpoints
+from groma.training.arguments import arguments
 from groma.training.callbacks import read_metrics
+from groma.training.feed import RankShare
+from groma.training.meter import CLOCKED
 from groma.training.parts import TrainingError, freeze_all_but, parameter_groups
-from groma.training.trainer import GromaTrainer, RankShare
+from groma.training.trainer import GromaTrainer
 
 
 @dataclass
 class Output:
     losses: dict[str, Tensor]
+    stats: dict[str, Tensor] | None = None
 
 
 class Proposer(nn.Module):
@@ -102,7 +106,7 @@ def config(output: Path, **optim: Any) -> RunConfig:
     )  # fmt: skip
 
 
-def trainer(run: RunConfig, dataset: Pictures | None = None, **more: Any) -> GromaTrainer:
+def trainer(run: RunConfig, dataset: Pictures | None = None) -> GromaTrainer:
     def inputs(batch: Batch) -> dict[str, Any]:
         return {"pixels": batch.pixels, "source": batch.source}
 
@@ -111,14 +115,13 @@ def trainer(run: RunConfig, dataset: Pictures | None = None, **more: Any) -> Gro
         return {"ar50@100": float(torch.rand(1)) * 0 + 0.5}
 
     return GromaTrainer(
-        Tiny(), run, dataset or Pictures(), Batches(), collate, inputs, evaluate_with=score, device="cpu", **more
+        Tiny(), run, arguments(run, "cpu"), dataset or Pictures(), Batches(), collate, inputs, evaluate_with=score
     )
 
 
 def numbers(path: Path) -> list[dict[str, Any]]:
     """The events of a metrics.jsonl without what a clock wrote, and without the summary at the end."""
-    clocks = ("seconds", "images_per_second")
-    rows = [{k: v for k, v in row.items() if k not in clocks} for row in read_metrics(path)]
+    rows = [{k: v for k, v in row.items() if k not in CLOCKED} for row in read_metrics(path)]
     return [row for row in rows if row["event"] != "end"]
 
 
@@ -157,9 +160,8 @@ def test_only_named_parts_learn_and_frozen_ones_stay_in_eval_mode(tmp_path: Path
 
     run = config(tmp_path)
     before = Watched().state_dict()
-    made = GromaTrainer(
-        Watched(), run, Pictures(), Batches(), collate, lambda b: {"pixels": b.pixels, "source": b.source}, device="cpu"
-    )
+    made = GromaTrainer(Watched(), run, arguments(run, "cpu"), Pictures(), Batches(), collate,
+                        lambda b: {"pixels": b.pixels, "source": b.source})  # fmt: skip
     made.train()
     after = made.model.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
@@ -187,13 +189,13 @@ def test_named_losses_are_means_over_the_batches_that_had_them(tmp_path: Path) -
     run.log.every = 5
     made = trainer(run)
     noted: list[dict[str, float]] = []
-    original = made._note
+    original = made.meter.add
 
-    def note(losses: dict[str, Tensor], images: int) -> None:
+    def add(losses: dict[str, Tensor], **work: Any) -> None:
         noted.append({name: value.item() for name, value in losses.items()})
-        original(losses, images)
+        original(losses, **work)
 
-    made._note = note  # type: ignore[method-assign]
+    made.meter.add = add  # type: ignore[method-assign]
     made.train()
     row = next(r for r in numbers(tmp_path / "metrics.jsonl") if r["event"] == "train" and r["step"] == 5)
     for name in ("loss", "l1", "square_coco", "square_sa1b"):  # the first step has a line of its own
@@ -207,6 +209,66 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_records(tmp_path: Path) -
     with pytest.raises(TrainingError, match=r"step \d+: the loss is not finite \(l1 nan, .*r#7") as caught:
         trainer(config(tmp_path), Pictures(nan=7)).train()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_is_not_finite_is_left_out_and_counted_through_a_resume(
+    tmp_path: Path, accumulate: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Picture 7 comes once in an epoch of 5 batches: three times in 12 steps of one batch, six in 12 of two."""
+    run = config(tmp_path / "a", max_nonfinite=9, accumulate=accumulate)
+    run.save.keep = 9
+    made = trainer(run, Pictures(nan=7))
+    kept: dict[int, dict[str, Tensor]] = {}
+
+    def remember(step: int) -> None:
+        kept[step] = {name: value.clone() for name, value in made.model.state_dict().items()}
+
+    settle = made.guard.settle
+    made.guard.settle = lambda step, finite: (remember(step), settle(step, finite))[1]  # type: ignore[method-assign]
+    made.train()
+    remember(13)
+    rows = read_metrics(tmp_path / "a" / "metrics.jsonl")
+    left_out = [row for row in rows if row["event"] == "left_out"]
+    steps = [row["step"] for row in left_out]
+    assert len(steps) in ((2, 3) if accumulate == 1 else (4, 5, 6))
+    assert [row["left_out"] for row in left_out] == list(range(1, len(steps) + 1))
+    assert all(
+        "the loss is not finite (l1 nan, square_" in row["reason"] and "r#7" in row["reason"] for row in left_out
+    )
+    assert capsys.readouterr().err.count(f"step {steps[0]} left out (1 so far): the loss is not finite (l1 nan, ") == 1
+    for step in range(1, 13):
+        same = all(torch.equal(value, kept[step + 1][name]) for name, value in kept[step].items())
+        assert same == (step in steps or step == 1), step  # the first step's rate is 0: it warms up
+    assert all(row["loss"] is not None for row in rows if row["event"] == "train" and row["step"] > 1)
+
+    again = config(tmp_path / "b", max_nonfinite=9, accumulate=accumulate)
+    shutil.copytree(tmp_path / "a" / "checkpoint-8", tmp_path / "b" / "checkpoint-8")
+    shutil.copy(tmp_path / "a" / "metrics.jsonl", tmp_path / "b")
+    trainer(again, Pictures(nan=7)).train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-8"))
+    assert numbers(tmp_path / "b" / "metrics.jsonl") == numbers(tmp_path / "a" / "metrics.jsonl")
+    few = config(tmp_path / "c", max_nonfinite=1, accumulate=accumulate)
+    with pytest.raises(TrainingError, match=rf"step {steps[1]}: .*\(2 such steps, optim.max_nonfinite is 1\)"):
+        trainer(few, Pictures(nan=7)).train()
+
+
+def test_speed_and_padding_are_of_what_the_model_reports(tmp_path: Path) -> None:
+    class Telling(Tiny):
+        def forward(self, pixels: Tensor, source: str, seed: int) -> Output:
+            output = super().forward(pixels, source, seed)
+            output.stats = {"tokens": torch.tensor(30), "padding_share": torch.tensor(0.25)}
+            return output
+
+    run = config(tmp_path, max_steps=3)
+    run.log.every = 1
+    GromaTrainer(Telling(), run, arguments(run, "cpu"), Pictures(), Batches(), collate,
+                 lambda b: {"pixels": b.pixels, "source": b.source}).train()  # fmt: skip
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["event"] == "train"]
+    assert [row["padding_share"] for row in rows] == [0.25] * 3
+    for row in rows:
+        assert row["tokens_per_second"] == pytest.approx(30 / row["seconds"])
+        assert row["images_per_second"] == pytest.approx(4 / row["seconds"])
+        assert 0.05 < row["peak_memory_gb"] < 100
 
 
 @pytest.mark.parametrize("workers", [0, 1])
