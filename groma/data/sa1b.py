@@ -23,8 +23,8 @@ from groma.data.shards import Shard, ShardError, read_member
 from groma.structures import Sample
 
 MIN_AREA, MAX_AREA = 0.0, float("inf")
-"""Square pixels of the picture as stored: all boxes. The published recipe drops boxes by their area in the crop that the
-model sees, which groma.data.augment does."""
+"""Square pixels of the picture as stored: all boxes. The published recipe drops boxes by their area in the crop that
+the model sees, which groma.data.augment does."""
 TAR = 11_000
 """Pictures of a tar as released, about."""
 
