@@ -8,12 +8,12 @@
 How a region is scored. One forward pass reads, for an expression, the probability f that the answer points at
 something: that it opens a group rather than saying that nothing matches, times that it does not close the group at
 once; and the distribution p over the proxies that exist in this view, given that it points. Region k scores
-``f · p_k · o_k`` with o its objectness: something matches, it is k, and k is an object. When several regions are
+``f · p_k · o_k^a`` with o its objectness: something matches, it is k, and k is an object. When several regions are
 written ("all the cups"), p is shared between them, so each is given the sum over those written from its step on.
 The certainty of the answer is f times the share of the first region written, that is of all of them; ``found`` is
 certainty ≥ ``config.found_threshold``. f alone would refuse more of what is there and new: a pair of words never met
-lowers f, but not p, while what is absent lowers both. That threshold and two temperatures are fitted on a validation
-set: one divides the logits of p, the other the log-odds of f.
+lowers f, but not p, while what is absent lowers both. That threshold, the exponent a (``config.objectness_power``) and
+two temperatures are fitted on a validation set: one divides the logits of p, the other the log-odds of f.
 
 A region in the text of ``ask`` scores in the same way within its group ``<roi>…</roi>``, but that the model opened the
 group is a fact and no longer a probability: f is that of not closing it at once, and at p's temperature.
@@ -145,7 +145,7 @@ class Groma:
             found, lines = self._point_at([v for v, _ in chunk], [t for _, t in chunk])
             spent = (time.perf_counter() - start) / len(chunk)
             for (view, text), f, line in zip(chunk, found, lines, strict=True):
-                scored = _scored(view, line, f, top_k, min_score or 0.0)
+                scored = _scored(view, line, f, self.model.config.objectness_power, top_k, min_score or 0.0)
                 sure = f * line.groups[0].shares[0]
                 is_found = bool(scored) and sure >= self.model.config.found_threshold
                 answers.append(dialogue.referring_answer(view, text, f, sure, scored, is_found, self.name, spent))
@@ -268,7 +268,8 @@ class Groma:
 
     def _answer(self, view: View, question: Turn, line: Line, spent: float) -> Answer:
         raw = self.processor.decode(line.tokens)
-        return dialogue.grounded_answer(view, dialogue.shown(question), raw, line.groups, self.name, spent)
+        power = self.model.config.objectness_power
+        return dialogue.grounded_answer(view, dialogue.shown(question), raw, line.groups, power, self.name, spent)
 
     # -- chat ---------------------------------------------------------------------------------------------------------
 
@@ -336,11 +337,12 @@ def _talk(view: View | Conversation) -> Conversation:
     return view if isinstance(view, Conversation) else Conversation(view, prefix=view.prefix)
 
 
-def _scored(view: View, line: Line, f: float, top_k: int | None, min_score: float) -> list[tuple[int, float]]:
+def _scored(view: View, line: Line, f: float, power: float, top_k: int | None, min_score: float
+            ) -> list[tuple[int, float]]:  # fmt: skip
     """Regions and scores of a referring answer, best first: those written, or the ``top_k`` most likely."""
     [group] = line.groups
     chosen: Sequence[tuple[int, float]] = list(zip(group.regions, group.shares, strict=True))
     if top_k is not None:
         chosen = [(int(k), float(group.p[k])) for k in group.p.argsort(descending=True, stable=True)[:top_k]]
-    scored = [(k, f * share * float(view.proposals.scores[k])) for k, share in chosen]
+    scored = [(k, f * share * float(view.proposals.scores[k]) ** power) for k, share in chosen]
     return sorted((item for item in scored if item[1] >= min_score), key=lambda item: -item[1])
