@@ -25,6 +25,9 @@ from groma import markup
 from groma.model.configuration import GromaConfig
 from groma.model.groma import GromaForConditionalGeneration
 
+ROWS_BYTES = 4 << 30
+"""The most memory that copies of the views' prefixes may take while questions are read together."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -70,6 +73,15 @@ def fork(cache: Any) -> Any:
     twin = copy.copy(cache)
     twin.layers = [copy.copy(layer) for layer in cache.layers]
     return twin
+
+
+def at_once(caches: Sequence[Any], most: int) -> int:
+    """How many rows to read in one pass: each copies its prefix, and all copies stay under ``ROWS_BYTES``.
+
+    At 7B a view of 550 tokens has a cache of 275 MiB in bfloat16, so that 64 rows would need 17 GiB.
+    """
+    sizes = [sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values)) for cache in caches]
+    return max(1, min(most, ROWS_BYTES // max([1, *sizes])))
 
 
 def rows_of(cache: Any, lengths: Sequence[int]) -> list[Any]:

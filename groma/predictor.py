@@ -43,7 +43,7 @@ from groma.data.prompts import (
     question_prompt,
     refer_question,
 )
-from groma.decoding import Context, Grammar, Line, presence, rows_of, settled, write
+from groma.decoding import Context, Grammar, Line, at_once, presence, rows_of, settled, write
 from groma.dialogue import Place
 from groma.loading import EMBEDDED, EMBEDDED_NAME, load
 from groma.model.groma import GromaForConditionalGeneration
@@ -140,8 +140,9 @@ class Groma:
             raise ValueError("text: got an empty expression, expected words such as 'the red cup'")
         rows = list(zip(views, (t.strip() for t in texts), strict=True))
         answers: list[Answer] = []
-        for i in range(0, len(rows), QUESTIONS_AT_ONCE):
-            start, chunk = time.perf_counter(), rows[i : i + QUESTIONS_AT_ONCE]
+        step = at_once([view.prefix for view in views], QUESTIONS_AT_ONCE)
+        for i in range(0, len(rows), step):
+            start, chunk = time.perf_counter(), rows[i : i + step]
             found, lines = self._point_at([v for v, _ in chunk], [t for _, t in chunk])
             spent = (time.perf_counter() - start) / len(chunk)
             for (view, text), f, line in zip(chunk, found, lines, strict=True):
@@ -243,9 +244,9 @@ class Groma:
     def _answers(self, talks: list[Conversation], turns: Sequence[tuple[Turn, ...]], max_new_tokens: int
                  ) -> list[Answer]:  # fmt: skip
         answers: list[Answer] = []
-        for i in range(0, len(talks), ANSWERS_AT_ONCE):
-            start, some = time.perf_counter(), talks[i : i + ANSWERS_AT_ONCE]
-            asked = turns[i : i + ANSWERS_AT_ONCE]
+        step = at_once([talk.prefix for talk in talks], ANSWERS_AT_ONCE)
+        for i in range(0, len(talks), step):
+            start, some, asked = time.perf_counter(), talks[i : i + step], turns[i : i + step]
             [(lines, _)] = deque(self._writing(some, asked, max_new_tokens), maxlen=1)  # keeps the last step only
             spent = (time.perf_counter() - start) / len(some)
             answers += [self._answer(t.view, q[-1], line, spent) for t, q, line in zip(some, asked, lines, strict=True)]
