@@ -261,7 +261,8 @@ class Groma:
         prompts = [dialogue.next_prompt(self.processor, t.turns, asked) for t, asked in zip(talks, turns, strict=True)]
         logits, context, room = self._read(views, [t.prefix for t in talks], prompts, "question: the dialogue")
         lines, limits = [Line() for _ in talks], [min(max_new_tokens, r) for r in room]
-        grammar = Grammar(self.model.config, [len(v.proposals) for v in views], self.processor.end_ids, limits)
+        ends, controls = self.processor.end_ids, self.processor.control_ids
+        grammar = Grammar(self.model.config, [len(v.proposals) for v in views], ends, limits, controls=controls)
         steps = write(self.model, context, logits[:, -1], grammar, lines)
         del context  # its cache, which each step outgrows
         for so_far in steps:
