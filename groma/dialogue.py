@@ -141,13 +141,15 @@ def shown(turn: Turn) -> str:
     return markup.unescape(turn.text.removeprefix(markup.GROUNDING).strip().replace(USER_BOX, BOX))
 
 
-def grounded_answer(view: View, question: str, raw: str, groups: Sequence[Group], model: str, spent: float) -> Answer:
-    """What the model wrote, ``raw`` markup with its groups in order, as an Answer; ``spent``: seconds it took."""
+def grounded_answer(view: View, question: str, raw: str, groups: Sequence[Group], power: float, model: str,
+                    spent: float) -> Answer:  # fmt: skip
+    """What the model wrote, ``raw`` markup with its groups in order, as an Answer; ``power``: of the objectness in a
+    score; ``spent``: seconds it took."""
     clean, mentions = markup.parse(raw)
     share = iter(s for group in groups for s in group.shares)
     spans = []
     for m in mentions:
-        scores = tuple(next(share) * float(view.proposals.scores[k]) for k in m.regions)
+        scores = tuple(next(share) * float(view.proposals.scores[k]) ** power for k in m.regions)
         spans.append(Span(m.phrase, m.start, m.end, m.regions, pixel_boxes(view, m.regions), scores))
     found = clean.strip() != markup.NOTHING
     return Answer(clean, tuple(spans), found, question, raw, view.name, view.width, view.height, model,

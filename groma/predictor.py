@@ -8,12 +8,12 @@
 How a region is scored. One forward pass reads, for an expression, the probability f that the answer points at
 something: that it opens a group rather than saying that nothing matches, times that it does not close the group at
 once; and the distribution p over the proxies that exist in this view, given that it points. Region k scores
-``f · p_k · o_k`` with o its objectness: something matches, it is k, and k is an object. When several regions are
+``f · p_k · o_k^a`` with o its objectness: something matches, it is k, and k is an object. When several regions are
 written ("all the cups"), p is shared between them, so each is given the sum over those written from its step on.
 The certainty of the answer is f times the share of the first region written, that is of all of them; ``found`` is
 certainty ≥ ``config.found_threshold``. f alone would refuse more of what is there and new: a pair of words never met
-lowers f, but not p, while what is absent lowers both. That threshold and two temperatures are fitted on a validation
-set: one divides the logits of p, the other the log-odds of f.
+lowers f, but not p, while what is absent lowers both. That threshold, the exponent a (``config.objectness_power``) and
+two temperatures are fitted on a validation set: one divides the logits of p, the other the log-odds of f.
 
 A region in the text of ``ask`` scores in the same way within its group ``<roi>…</roi>``, but that the model opened the
 group is a fact and no longer a probability: f is that of not closing it at once, and at p's temperature.
@@ -43,7 +43,7 @@ from groma.data.prompts import (
     question_prompt,
     refer_question,
 )
-from groma.decoding import Context, Grammar, Line, presence, rows_of, settled, write
+from groma.decoding import Context, Grammar, Line, at_once, presence, rows_of, settled, write
 from groma.dialogue import Place
 from groma.loading import EMBEDDED, EMBEDDED_NAME, load
 from groma.model.groma import GromaForConditionalGeneration
@@ -140,12 +140,13 @@ class Groma:
             raise ValueError("text: got an empty expression, expected words such as 'the red cup'")
         rows = list(zip(views, (t.strip() for t in texts), strict=True))
         answers: list[Answer] = []
-        for i in range(0, len(rows), QUESTIONS_AT_ONCE):
-            start, chunk = time.perf_counter(), rows[i : i + QUESTIONS_AT_ONCE]
+        step = at_once([view.prefix for view in views], QUESTIONS_AT_ONCE)
+        for i in range(0, len(rows), step):
+            start, chunk = time.perf_counter(), rows[i : i + step]
             found, lines = self._point_at([v for v, _ in chunk], [t for _, t in chunk])
             spent = (time.perf_counter() - start) / len(chunk)
             for (view, text), f, line in zip(chunk, found, lines, strict=True):
-                scored = _scored(view, line, f, top_k, min_score or 0.0)
+                scored = _scored(view, line, f, self.model.config.objectness_power, top_k, min_score or 0.0)
                 sure = f * line.groups[0].shares[0]
                 is_found = bool(scored) and sure >= self.model.config.found_threshold
                 answers.append(dialogue.referring_answer(view, text, f, sure, scored, is_found, self.name, spent))
@@ -243,9 +244,9 @@ class Groma:
     def _answers(self, talks: list[Conversation], turns: Sequence[tuple[Turn, ...]], max_new_tokens: int
                  ) -> list[Answer]:  # fmt: skip
         answers: list[Answer] = []
-        for i in range(0, len(talks), ANSWERS_AT_ONCE):
-            start, some = time.perf_counter(), talks[i : i + ANSWERS_AT_ONCE]
-            asked = turns[i : i + ANSWERS_AT_ONCE]
+        step = at_once([talk.prefix for talk in talks], ANSWERS_AT_ONCE)
+        for i in range(0, len(talks), step):
+            start, some, asked = time.perf_counter(), talks[i : i + step], turns[i : i + step]
             [(lines, _)] = deque(self._writing(some, asked, max_new_tokens), maxlen=1)  # keeps the last step only
             spent = (time.perf_counter() - start) / len(some)
             answers += [self._answer(t.view, q[-1], line, spent) for t, q, line in zip(some, asked, lines, strict=True)]
@@ -260,7 +261,8 @@ class Groma:
         prompts = [dialogue.next_prompt(self.processor, t.turns, asked) for t, asked in zip(talks, turns, strict=True)]
         logits, context, room = self._read(views, [t.prefix for t in talks], prompts, "question: the dialogue")
         lines, limits = [Line() for _ in talks], [min(max_new_tokens, r) for r in room]
-        grammar = Grammar(self.model.config, [len(v.proposals) for v in views], self.processor.end_ids, limits)
+        ends, controls = self.processor.end_ids, self.processor.control_ids
+        grammar = Grammar(self.model.config, [len(v.proposals) for v in views], ends, limits, controls=controls)
         steps = write(self.model, context, logits[:, -1], grammar, lines)
         del context  # its cache, which each step outgrows
         for so_far in steps:
@@ -268,7 +270,8 @@ class Groma:
 
     def _answer(self, view: View, question: Turn, line: Line, spent: float) -> Answer:
         raw = self.processor.decode(line.tokens)
-        return dialogue.grounded_answer(view, dialogue.shown(question), raw, line.groups, self.name, spent)
+        power = self.model.config.objectness_power
+        return dialogue.grounded_answer(view, dialogue.shown(question), raw, line.groups, power, self.name, spent)
 
     # -- chat ---------------------------------------------------------------------------------------------------------
 
@@ -336,11 +339,12 @@ def _talk(view: View | Conversation) -> Conversation:
     return view if isinstance(view, Conversation) else Conversation(view, prefix=view.prefix)
 
 
-def _scored(view: View, line: Line, f: float, top_k: int | None, min_score: float) -> list[tuple[int, float]]:
+def _scored(view: View, line: Line, f: float, power: float, top_k: int | None, min_score: float
+            ) -> list[tuple[int, float]]:  # fmt: skip
     """Regions and scores of a referring answer, best first: those written, or the ``top_k`` most likely."""
     [group] = line.groups
     chosen: Sequence[tuple[int, float]] = list(zip(group.regions, group.shares, strict=True))
     if top_k is not None:
         chosen = [(int(k), float(group.p[k])) for k in group.p.argsort(descending=True, stable=True)[:top_k]]
-    scored = [(k, f * share * float(view.proposals.scores[k])) for k, share in chosen]
+    scored = [(k, f * share * float(view.proposals.scores[k]) ** power) for k, share in chosen]
     return sorted((item for item in scored if item[1] >= min_score), key=lambda item: -item[1])

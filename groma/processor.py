@@ -126,6 +126,11 @@ class GromaProcessor(ProcessorMixin):
         """The id of a special word. Raises ValueError for one the vocabulary does not have."""
         return self._text.word_id(word)
 
+    @property
+    def control_ids(self) -> tuple[int, ...]:
+        """Ids of the tokenizer's own special words, turn marks among them: no answer has one but as its end."""
+        return tuple(self._text.controls.values())
+
     def is_special(self, token: int) -> bool:
         """Is ``token`` the id of a special word, of the grammar or of the tokenizer's own?"""
         return self._text.is_special(token)

@@ -93,6 +93,7 @@ def test_header_dialogue(processors: dict[str, GromaProcessor]) -> None:
 def test_what_ends_an_answer(processors: dict[str, GromaProcessor]) -> None:
     ids = {name: processor.tokenizer.convert_tokens_to_ids for name, processor in processors.items()}
     assert processors["chatml"].end_ids == tuple(ids["chatml"](["<|im_end|>", "<|endoftext|>"]))
+    assert set(ids["chatml"](["<|im_start|>", "<|im_end|>"])) <= set(processors["chatml"].control_ids)
     assert processors["headers"].end_ids == tuple(ids["headers"](["<|eot_id|>", "<|end_of_text|>"]))
     assert processors["headers"].tokenizer.bos_token == "<|begin_of_text|>"
 

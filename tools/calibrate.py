@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Fit a model's scores to what it gets right: two temperatures and the threshold below which it says "nothing there".
+"""Fit a model's scores to what it gets right: two temperatures, the weight of objectness, and the threshold
+below which it says "nothing there".
 
 examples:
   python tools/calibrate.py --model outputs/stage3/final --data val/rec.json --images val/images
@@ -114,7 +115,7 @@ def report(result: Calibration, title: str) -> Iterator[str]:
            f"({counts['with_a_right_region']} of them with a right region), {counts['absent']} without")  # fmt: skip
     yield ""
     yield f"{'setting':<24}{'before':>10}{'after':>10}   by fold"
-    for name in ("score_temperature", "presence_temperature", "found_threshold"):
+    for name in ("score_temperature", "presence_temperature", "found_threshold", "objectness_power"):
         folds = [getattr(settings, name) for settings in result.folds]
         spread = f"{min(folds):.4f} to {max(folds):.4f}" if folds else "-"
         yield f"{name:<24}{getattr(result.before, name):>10.4f}{getattr(result.after, name):>10.4f}   {spread}"

@@ -171,7 +171,7 @@ def compose(text: str, boxes: Mapping[str, Any], role: structures.Role) -> tuple
 
 def _unit(box: Any, size: tuple[float, float]) -> Box:
     """[x1, y1, x2, y2] in pixels as xyxy in [0, 1], cut to the image. Raises ValueError."""
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and math.isfinite(v) for v in box)
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and abs(v) < 1e18 for v in box)
     if not numbers or box[0] >= box[2] or box[1] >= box[3]:
         raise ValueError(f"box {box!r:.60}, expected four numbers [x1, y1, x2, y2], x1 < x2 and y1 < y2")
     x1, y1, x2, y2 = max(box[0], 0), max(box[1], 0), min(box[2], size[0]), min(box[3], size[1])

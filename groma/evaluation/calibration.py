@@ -4,12 +4,15 @@
     result = calibrate(evidence, Settings.of(groma.model.config))
     store(Path("my-model"), result.after)
 
-Three numbers of the configuration are fitted, in this order (docs/scores.md says it in more words):
+Four numbers of the configuration are fitted, in this order (docs/scores.md says it in more words):
 
 - ``score_temperature`` minimises the negative log-likelihood of pointing at a right region, one whose IoU with a
   referent is above 0.5: -log of the sum of p over the right regions, over the expressions that have one. Temperature
   scaling as in Guo et al. 2017, section 4.2: it changes how sure the model is, never what it points at.
 - ``presence_temperature`` minimises the negative log-likelihood of "something matches" against the truth.
+- ``objectness_power`` a, the exponent in f · p · o^a, minimises the negative log-likelihood of the score of the region
+  pointed at against its being right. A proposer's objectness says how sure it is of a box, on a scale of its own: where
+  good boxes have 0.85, a factor o would make every score too low. a = 0 leaves it out.
 - ``found_threshold``, on the certainty so calibrated (presence times p of what is written), maximises the share of
   absent expressions refused minus the share of present ones refused, with the latter at most ``max_refused``.
 
@@ -44,6 +47,8 @@ FEW = 100
 """With fewer expressions than this behind a number, the notes say so."""
 SEARCHED = (0.05, 20.0)
 """Temperatures tried."""
+POWERS = (0.0, 4.0)
+"""Exponents of objectness tried."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Figures:
     """How good the scores are with one choice of settings; None where there is nothing to count.
 
     top: the score of the region pointed at, against its being right, over all expressions, refused or not. pointing:
-    the same without the factor of objectness, which is not fitted: better figures here say that it does harm.
+    the same without the factor of objectness: clearly better figures here say that it does harm.
     presence: the probability that something matches, against the truth; None unless there is some of both.
     absent_refused, present_refused: shares in [0, 1] of the expressions without and with a referent that the threshold
     refuses.
@@ -106,6 +111,7 @@ class Calibration:
         objective = {
             "score_temperature": "least negative log-likelihood of a right region",
             "presence_temperature": "least negative log-likelihood of presence",
+            "objectness_power": "least negative log-likelihood of the score of the region pointed at",
             "found_threshold": "most absent refused less present refused, as shares",
             "max_refused": self.max_refused,
         }
@@ -118,7 +124,8 @@ def calibrate(
 ) -> Calibration:
     """Fit all that can be, and measure before, after on the same data, and after on data held out.
 
-    Without absent expressions only ``score_temperature`` is fitted. ``seed`` deals the pictures into ``folds``.
+    Without absent expressions only ``score_temperature`` and ``objectness_power`` are fitted. ``seed`` deals the
+    pictures into ``folds``.
     ValueError if no expression has a referent, max_refused is not a share, or folds < 2.
     """
     if not evidence.present.any():
@@ -153,6 +160,7 @@ def calibrate(
 def fit(evidence: Evidence, current: Settings, max_refused: float = MAX_REFUSED) -> Settings:
     """The settings that suit ``evidence`` best; what it says nothing about stays as in ``current``."""
     score, presence, threshold = current.score_temperature, current.presence_temperature, current.found_threshold
+    power = current.objectness_power
     if (choice := _choice(evidence)).any():
         pointing = evidence.take(choice)
         score = _coolest(lambda t: _pointing_nll(pointing, t), score)
@@ -161,7 +169,9 @@ def fit(evidence: Evidence, current: Settings, max_refused: float = MAX_REFUSED)
         presence = _coolest(lambda t: float(np.logaddexp(0, -side / t).mean()), presence)
         sure = evidence.pointing(Settings(score, presence, threshold))
         threshold, _, _ = best_threshold(sure[evidence.present], sure[~evidence.present], max_refused)
-    return Settings(score, presence, threshold)
+    if choice.any():
+        power = _objectness_power(evidence, Settings(score, presence, threshold, power))
+    return Settings(score, presence, threshold, power)
 
 
 def _choice(evidence: Evidence) -> np.ndarray:
@@ -187,6 +197,20 @@ def _coolest(nll: Callable[[float], float], current: float) -> float:
     around = np.log(grid[[max(best - 1, 0), min(best + 1, len(grid) - 1)]])
     found = minimize_scalar(lambda x: nll(math.exp(x)), bounds=around, method="bounded", options={"xatol": 1e-6})
     return math.exp(found.x) if found.fun < losses[best] else float(grid[best])
+
+
+def _objectness_power(evidence: Evidence, settings: Settings) -> float:
+    """The exponent in ``POWERS`` of least NLL of ``top_scores``; the one in use where all are as good."""
+    sure, o, right = evidence.pointing(settings), evidence.first_objectness, evidence.right
+
+    def nll(power: float) -> float:
+        return reliability(sure * o**power, right).nll
+
+    if np.ptp([nll(power) for power in (*POWERS, 1.0)]) < 1e-12:
+        return settings.objectness_power
+    # The NLL is convex in the exponent: that of log(score) is linear where right, and convex where wrong.
+    found = minimize_scalar(nll, bounds=POWERS, method="bounded", options={"xatol": 1e-6})
+    return float(min((*POWERS, found.x), key=nll))
 
 
 def best_threshold(

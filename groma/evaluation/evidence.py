@@ -37,11 +37,12 @@ class Settings:
     score_temperature: float
     presence_temperature: float
     found_threshold: float
+    objectness_power: float = 1.0
 
     @classmethod
     def of(cls, config: GromaConfig) -> Settings:
         """Those in use."""
-        return cls(*config.temperatures, config.found_threshold)
+        return cls(*config.temperatures, config.found_threshold, config.objectness_power)
 
     def apply(self, config: GromaConfig) -> None:
         """Put them to use in ``config``."""
@@ -118,7 +119,12 @@ class Evidence:
 
     def top_scores(self, settings: Settings) -> np.ndarray:
         """(E) the score of ``first`` as the predictor gives it."""
-        return np.asarray(self.pointing(settings) * self.objectness[np.arange(len(self)), self.first])
+        return np.asarray(self.pointing(settings) * self.first_objectness**settings.objectness_power)
+
+    @property
+    def first_objectness(self) -> np.ndarray:
+        """(E) the objectness of ``first``."""
+        return np.asarray(self.objectness[np.arange(len(self)), self.first])
 
     @property
     def right(self) -> np.ndarray:
@@ -147,17 +153,25 @@ def read(groma: Groma, expressions: Sequence[Expression], images: Path, limit: i
 
 @contextmanager
 def _open(config: GromaConfig) -> Iterator[None]:
-    """Inside, nothing is refused and no probability is rounded to 0 or 1."""
-    before = (config.score_temperature, config.presence_temperature, config.found_threshold)
-    config.score_temperature, config.presence_temperature, config.found_threshold = READING, None, 0.0
+    """Inside, nothing is refused, no probability is rounded to 0 or 1, and a score is f · p_k alone."""
+    reading = {
+        "score_temperature": READING,
+        "presence_temperature": None,
+        "found_threshold": 0.0,
+        "objectness_power": 0,
+    }
+    before = {name: getattr(config, name) for name in reading}
     try:
+        for name, value in reading.items():
+            setattr(config, name, value)
         yield
     finally:
-        config.score_temperature, config.presence_temperature, config.found_threshold = before
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 def _evidence(view: View, verdicts: list[Verdict], every: list[Answer]) -> Evidence:
-    """verdicts: of the answers as they come; every: the same with all N regions, each scored f · p_k · o_k."""
+    """verdicts: of the answers as they come; every: the same with all N regions, each scored f · p_k."""
     shape = (len(verdicts), len(view.proposals))
     objectness = np.broadcast_to(view.proposals.scores.double().cpu().numpy(), shape)
     logits, iou, written = np.full(shape, -np.inf), np.zeros(shape), np.zeros(shape, bool)
@@ -167,8 +181,7 @@ def _evidence(view: View, verdicts: list[Verdict], every: list[Answer]) -> Evide
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
             # f is the same for all, and a constant of a row drops out: log(f · p_k) serves as log p_k
-            shares = np.array(answer.scores) / objectness[row, answer.regions]
-            logits[row, answer.regions] = READING * np.log(shares)
+            logits[row, answer.regions] = READING * np.log(np.array(answer.scores))
         f = float(np.clip(answer.presence, *SHARPEST))
         gap[row] = READING * (math.log(f) - math.log1p(-f))
         written[row, verdict.answer.regions] = True

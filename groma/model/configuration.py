@@ -71,7 +71,8 @@ class GromaConfig(PreTrainedConfig):
     up by attention; a small one trained from scratch did not learn to from 60,000 questions).
     score_temperature divides the logits of the proxies before their softmax, presence_temperature the log-odds that
     something matches (None: score_temperature there too); an expression whose probability that something matches is
-    below found_threshold is answered found=False. Calibration fits the three (docs/scores.md).
+    below found_threshold is answered found=False. A region's objectness enters its score to the objectness_power.
+    Calibration fits the four (docs/scores.md).
     words: how many description words the stage-1 region-words auxiliary predicts (0 = none).
     new_token_ids: id of every word of ``markup.words(proxies)`` in the tokenizer; base_vocab: size before extension.
     """
@@ -107,6 +108,7 @@ class GromaConfig(PreTrainedConfig):
     found_threshold: float = 0.5
     score_temperature: float = 1.0
     presence_temperature: float | None = None
+    objectness_power: float = 1.0
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -134,6 +136,8 @@ class GromaConfig(PreTrainedConfig):
         for name, value in zip(("score_temperature", "presence_temperature"), self.temperatures, strict=True):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}: got {value}, expected a number above 0")
+        if not 0 <= self.objectness_power < math.inf:
+            raise ValueError(f"objectness_power: got {self.objectness_power}, expected a number of at least 0")
         if not 0 <= self.found_threshold <= 1:
             raise ValueError(f"found_threshold: got {self.found_threshold}, expected a number from 0 to 1")
 

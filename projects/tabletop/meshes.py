@@ -45,7 +45,7 @@ class Mesh:
 
 
 @dataclass(frozen=True)
-class _Patch:
+class Patch:
     grid: Array  # (U, V, 3); dP/dv x dP/du points outwards
     share: float = 1.0
     fixed: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -53,13 +53,13 @@ class _Patch:
     closed_u: bool = False
 
 
-def _lathe(profile: list[tuple[float, float]], share: float = 1.0, fixed: tuple = (0.0, 0.0, 0.0)) -> _Patch:
+def _lathe(profile: list[tuple[float, float]], share: float = 1.0, fixed: tuple = (0.0, 0.0, 0.0)) -> Patch:
     """Turn a profile of (radius, z), walked with the inside on its left, about the z axis."""
     rz = np.array(profile, dtype=float)
     angle = np.linspace(0, 2 * np.pi, _STEPS + 1)
     radius = np.maximum(rz[:, :1], 1e-4)  # a pole keeps a sliver so that its normal exists
     grid = np.stack([radius * np.cos(angle), radius * np.sin(angle), np.repeat(rz[:, 1:], len(angle), axis=1)], axis=-1)
-    return _Patch(grid, share, fixed, closed_v=True)
+    return Patch(grid, share, fixed, closed_v=True)
 
 
 def _curve(knots: list[tuple[float, float]], steps: int = 24) -> list[tuple[float, float]]:
@@ -76,7 +76,7 @@ def _curve(knots: list[tuple[float, float]], steps: int = 24) -> list[tuple[floa
     return out
 
 
-def _tube(centre: Array, radius: float, closed: bool) -> _Patch:
+def _tube(centre: Array, radius: float, closed: bool) -> Patch:
     """Sweep a circle along a curve (U,3) in the xz plane, or any plane where it does not twist."""
     step = np.gradient(centre, axis=0)
     if closed:
@@ -88,10 +88,10 @@ def _tube(centre: Array, radius: float, closed: bool) -> _Patch:
     across = np.cross(side, tangent)
     angle = np.linspace(0, 2 * np.pi, 15)[:, None]
     ring = np.cos(angle)[None] * across[:, None] + np.sin(angle)[None] * side
-    return _Patch(centre[:, None] + radius * ring, closed_v=True, closed_u=closed)
+    return Patch(centre[:, None] + radius * ring, closed_v=True, closed_u=closed)
 
 
-def _block(low: tuple, high: tuple, share: float = 1.0, fixed: tuple = (0.0, 0.0, 0.0)) -> list[_Patch]:
+def _block(low: tuple, high: tuple, share: float = 1.0, fixed: tuple = (0.0, 0.0, 0.0)) -> list[Patch]:
     """The six flat faces of an upright block."""
     lo, hi = np.array(low, dtype=float), np.array(high, dtype=float)
     faces = []
@@ -106,11 +106,11 @@ def _block(low: tuple, high: tuple, share: float = 1.0, fixed: tuple = (0.0, 0.0
                     corner[v_axis] = (lo, hi)[v if end else 1 - v][v_axis]
                     corner[u_axis] = (lo, hi)[u][u_axis]
                     grid[u, v] = corner
-            faces.append(_Patch(grid, share, fixed))
+            faces.append(Patch(grid, share, fixed))
     return faces
 
 
-def _normals(patch: _Patch) -> Array:
+def _normals(patch: Patch) -> Array:
     """Unit normals (U,V,3) of a grid patch."""
     du, dv = np.gradient(patch.grid, axis=0), np.gradient(patch.grid, axis=1)
     if patch.closed_v:
@@ -121,7 +121,7 @@ def _normals(patch: _Patch) -> Array:
     return normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
 
 
-def _join(patches: list[_Patch]) -> Mesh:
+def _join(patches: list[Patch]) -> Mesh:
     points, normals, triangles, share, fixed = [], [], [], [], []
     start = 0
     for patch in patches:
@@ -142,7 +142,7 @@ def _arc(cx: float, cz: float, rx: float, rz: float, start: float, stop: float, 
     return np.stack([cx + rx * np.cos(angle), np.zeros(steps), cz + rz * np.sin(angle)], axis=1)
 
 
-def _cup() -> list[_Patch]:
+def _cup() -> list[Patch]:
     return [
         _lathe([(0, 0), (0.34, 0)]),
         _lathe(_curve([(0.34, 0), (0.41, 0.10), (0.44, 0.5), (0.46, 0.95)], 12)),
@@ -153,7 +153,7 @@ def _cup() -> list[_Patch]:
     ]
 
 
-def _bowl() -> list[_Patch]:
+def _bowl() -> list[Patch]:
     return [
         _lathe([(0, 0), (0.30, 0)]),
         _lathe([(0.30, 0), (0.28, 0.07)]),
@@ -163,7 +163,7 @@ def _bowl() -> list[_Patch]:
     ]
 
 
-def _plate() -> list[_Patch]:
+def _plate() -> list[Patch]:
     return [
         _lathe([(0, 0), (0.55, 0)]),
         _lathe([(0.55, 0), (0.95, 0.13)]),
@@ -174,7 +174,7 @@ def _plate() -> list[_Patch]:
     ]
 
 
-def _bottle() -> list[_Patch]:
+def _bottle() -> list[Patch]:
     return [
         _lathe([(0, 0), (0.29, 0)]),
         _lathe(
@@ -185,7 +185,7 @@ def _bottle() -> list[_Patch]:
     ]
 
 
-def _vase() -> list[_Patch]:
+def _vase() -> list[Patch]:
     outside = [(0.27, 0), (0.30, 0.06), (0.50, 0.50), (0.42, 0.90), (0.19, 1.20), (0.22, 1.38), (0.38, 1.55)]
     inside = [(0.35, 1.55), (0.18, 1.36), (0.14, 1.15)]
     return [
@@ -197,12 +197,12 @@ def _vase() -> list[_Patch]:
     ]
 
 
-def _ball() -> list[_Patch]:
+def _ball() -> list[Patch]:
     angle = np.linspace(-np.pi / 2, np.pi / 2, 28)
     return [_lathe([(0.52 * float(np.cos(a)), 0.52 + 0.52 * float(np.sin(a))) for a in angle])]
 
 
-def _book() -> list[_Patch]:
+def _book() -> list[Patch]:
     w, d, h, board = 0.64, 0.47, 0.30, 0.045
     return [
         *_block((-w, -d, 0), (w, d, board)),
@@ -212,7 +212,7 @@ def _book() -> list[_Patch]:
     ]
 
 
-def _box() -> list[_Patch]:
+def _box() -> list[Patch]:
     return [
         *_block((-0.48, -0.40, 0), (0.48, 0.40, 0.56)),
         *_block((-0.48, -0.40, 0.56), (0.48, 0.40, 0.585), share=0.3),
@@ -220,7 +220,7 @@ def _box() -> list[_Patch]:
     ]
 
 
-def _can() -> list[_Patch]:
+def _can() -> list[Patch]:
     metal = {"share": 0.0, "fixed": _METAL}
     return [
         _lathe([(0, 0), (0.36, 0)], **metal),
@@ -234,13 +234,13 @@ def _can() -> list[_Patch]:
     ]
 
 
-def _ring() -> list[_Patch]:
+def _ring() -> list[Patch]:
     angle = np.linspace(0, 2 * np.pi, _STEPS + 9)
     centre = np.stack([0.50 * np.cos(angle), 0.50 * np.sin(angle), np.full(len(angle), 0.15)], axis=1)
     return [_tube(centre, 0.15, closed=True)]
 
 
-def _cone() -> list[_Patch]:
+def _cone() -> list[Patch]:
     return [
         _lathe([(0, 0), (0.55, 0)]),
         _lathe([(0.55, 0), (0.37, 0.45), (0.19, 0.9), (0.03, 1.3)]),
@@ -248,7 +248,7 @@ def _cone() -> list[_Patch]:
     ]
 
 
-def _candle() -> list[_Patch]:
+def _candle() -> list[Patch]:
     flame = _curve([(0, 1.14), (0.075, 1.24), (0.055, 1.36), (0, 1.52)], 12)
     return [
         _lathe([(0, 0), (0.22, 0)]),
@@ -259,7 +259,7 @@ def _candle() -> list[_Patch]:
     ]
 
 
-_BUILDERS = {
+BUILDERS = {
     "cup": _cup,
     "bowl": _bowl,
     "plate": _plate,
@@ -282,11 +282,11 @@ def kind_mesh(kind: str, coarse: bool = False) -> Mesh:
     A coarse mesh has about an eighth of the triangles, enough for a soft shadow.
     Raises KeyError for a word that is not in ``vocabulary.KINDS``.
     """
-    patches = _BUILDERS[kind]()
+    patches = BUILDERS[kind]()
     return _join([_thin(patch) for patch in patches] if coarse else patches)
 
 
-def _thin(patch: _Patch) -> _Patch:
+def _thin(patch: Patch) -> Patch:
     u, v = patch.grid.shape[:2]
     rows = np.linspace(0, u - 1, min(u, max(2, u // 2))).round().astype(int)
     columns = np.linspace(0, v - 1, min(v, 2 + v // 4)).round().astype(int)

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.out.exists():
             raise ValueError(f"{args.out}: exists already, expected a new folder")
         os.environ.setdefault("LP_NUM_THREADS", "1")
-        meshes._BUILDERS[STAR] = _star
+        meshes.BUILDERS[STAR] = _star
         renderer = Renderer(640, 480)
         for split, size in (("train", args.train), ("test", args.test)):
             images = args.out / split / "images"
@@ -163,7 +163,7 @@ def _star() -> list[Any]:
         for a, b in pairwise(outline):
             first, second = (b, a) if side < 0 else (a, b)
             inner = [middle + 0.02 * (corner - middle) for corner in (first, second)]  # a point has no normal
-            patches.append(meshes._Patch(np.array([inner, [first, second]])))
+            patches.append(meshes.Patch(np.array([inner, [first, second]])))
     return patches
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -306,19 +306,26 @@ def test_only_the_language_models_matrices_are_quantised(groma: Groma) -> None:
 
 def test_a_quantiser_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, groma: Groma) -> None:
     monkeypatch.setattr(quantise, "find_spec", lambda name: None)
-    wanted = r"4-bit weights need bitsandbytes or torchao.*pip install 'groma\[quantise\]'"
+    wanted = r"4-bit weights need bitsandbytes: pip install 'groma\[quantise\]'"
     with pytest.raises(ValueError, match=wanted):
         quantise.load_quantised(EMBEDDED, 4, CPU, "float32")
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_where_a_quantiser_is_installed(bits: int, tmp_path: Path, groma: Groma) -> None:
+def test_quantised_where_a_quantiser_is_installed(
+    bits: int, tmp_path: Path, make: Callable[..., Any], tiny_processor: Any
+) -> None:
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'groma[quantise]'")
-    groma.model.save_pretrained(tmp_path)
-    groma.processor.save_pretrained(tmp_path)
+    # four bits come in blocks of 64
+    model = make(1, found_threshold=0.0, llm={"hidden_size": 64, "intermediate_size": 128, "head_dim": 16})
+    model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
     small = quantise.load_quantised(tmp_path, bits, CPU, "float32")
     kinds = {name: p.dtype for name, p in small.model.named_parameters()}
     whole = {name for name, kind in kinds.items() if kind.is_floating_point}
     assert {n for n in kinds if n.startswith("llm.model.layers.") and "norm" not in n}.isdisjoint(whole)
     assert {n for n in kinds if not n.startswith("llm.model.layers.")} <= whole
-    assert small.refer(small.look(TABLE), "the red cup").found
+    exact = Groma(model, tiny_processor, "exact")
+    told, wanted = (g.refer(g.look(TABLE), "the red cup") for g in (small, exact))
+    assert told.found
+    assert told.presence == pytest.approx(wanted.presence, abs=0.1)

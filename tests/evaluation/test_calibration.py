@@ -62,6 +62,7 @@ def test_scores_by_hand() -> None:
     # At temperature 1/2 logits double: p is 1/6, 4/6, 1/6, and presence 16/17.
     sharp = evidence.top_scores(Settings(0.5, 0.5, 0))
     assert sharp == pytest.approx([16 / 17 * 5 / 6 * 0.9, 0.5 * 0.9 * 0.8])
+    assert evidence.top_scores(Settings(1.0, 1.0, 0.5, 2.0)) == pytest.approx([0.6 * 0.81, 0.375 * 0.64])
 
 
 # -- fitting ----------------------------------------------------------------------------------------------------------
@@ -74,6 +75,25 @@ def test_known_temperatures_are_recovered(score: float, presence: float) -> None
     assert found.score_temperature == pytest.approx(score, rel=0.12)
     assert found.presence_temperature == pytest.approx(presence, rel=0.12)
     assert fit(sampled(score=score, presence=presence), START) == found, "the same evidence, the same numbers"
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 2.0])
+def test_a_known_power_of_objectness_is_recovered(power: float) -> None:
+    random, evidence = np.random.default_rng(0), sampled(8000, score=1.0, presence=1.0)
+    objectness = random.uniform(0.3, 1, evidence.logits.shape)
+    # what is written is right less often than f · p says, by a factor of o^power
+    spoilt = random.random(len(evidence)) > objectness[np.arange(len(evidence)), evidence.first] ** power
+    iou = np.where(spoilt[:, None] & evidence.written, 0.0, evidence.iou)
+    found = calibrate(replace(evidence, objectness=objectness, iou=iou), START, max_refused=1.0)
+    assert (held := found.figures_held_out) is not None
+    # The temperature is fitted before, and takes the spoilt ones for doubt: the power is 0.1 to 0.2 too low.
+    assert found.after.objectness_power == pytest.approx(power, abs=0.25)
+    assert held.top.ece < 0.03
+    assert power == 0 or held.pointing.ece > 2 * held.top.ece
+
+
+def test_constant_objectness_leaves_the_power_alone() -> None:
+    assert fit(sampled(400), Settings(1.0, 1.0, 0.5, 0.7)).objectness_power == 0.7
 
 
 def test_calibration_mends_what_is_overconfident() -> None:
@@ -248,9 +268,9 @@ def evidence(groma: Groma, rec: Path, pictures: Path) -> Evidence:
 
 def test_reading_leaves_the_model_as_it_was(groma: Groma, evidence: Evidence, rec: Path, pictures: Path) -> None:
     config = groma.model.config
-    assert (config.score_temperature, config.presence_temperature, config.found_threshold) == (0.7, None, 0.999)
+    before = config.to_dict()
     next(read(groma, read_rec(rec), pictures / "images"))  # left half-way
-    assert (config.score_temperature, config.presence_temperature, config.found_threshold) == (0.7, None, 0.999)
+    assert config.to_dict() == before
     assert len(join(list(read(groma, read_rec(rec), pictures / "images", limit=2)))) == 8
     assert evidence.present.tolist() == [True, True, True, False] * 3
     assert evidence.hits.any(1).tolist() == evidence.present.tolist()
@@ -323,8 +343,8 @@ def test_another_configuration_is_not_rewritten(content: str, tmp_path: Path) ->
     assert (tmp_path / "config.json").read_text() == content
 
 
-@pytest.mark.parametrize("changes", [{"score_temperature": 0.0}, {"presence_temperature": math.nan},
-                                     {"presence_temperature": -1.0}, {"found_threshold": 1.5}])  # fmt: skip
+@pytest.mark.parametrize("changes", [{"score_temperature": 0.0}, {"presence_temperature": -1.0},
+                                     {"found_threshold": 1.5}, {"objectness_power": math.nan}])  # fmt: skip
 def test_a_configuration_of_impossible_settings_is_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(changes))}: got .*, expected a number"):
         GromaConfig(**changes)

@@ -162,6 +162,19 @@ def test_many_questions_equal_each_alone(groma: Groma, view: View, monkeypatch: 
     assert groma.refer_many(view, []) == []
 
 
+def test_rows_at_once_are_bounded_by_the_memory_of_their_prefixes(
+    groma: Groma, view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, length = groma.model.config.llm, view.prefix.get_seq_length()
+    heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    one = 2 * config.num_hidden_layers * heads * length * width * 4  # keys and values in float32
+    monkeypatch.setattr(decoding, "ROWS_BYTES", 2 * one + 1)
+    assert [decoding.at_once([view.prefix] * 5, most) for most in (64, 1)] == [2, 1]
+    monkeypatch.setattr(decoding, "ROWS_BYTES", 0)
+    assert decoding.at_once([view.prefix], 64) == 1, "one row is always read"
+    assert len(groma.refer_many(view, TEXTS)) == len(TEXTS)
+
+
 def test_a_question_leaves_the_view_as_it_was(groma: Groma, picture: Path) -> None:
     view = groma.look(picture)
     before, length = copy.deepcopy(view), view.prefix.get_seq_length()

@@ -126,7 +126,7 @@ def test_spans_of_a_text_by_hand(seen: View) -> None:
            + "</p><roi><r0><r2></roi> and <roi></roi><roi><r3></roi> more.")  # fmt: skip
     p = torch.ones(len(seen.proposals))
     groups = [Group((1,), (0.5,), p), Group((0, 2), (0.25, 0.125), p), Group((3,), (1.0,), p)]
-    answer = dialogue.grounded_answer(seen, "What?", raw, groups, "tiny", 1.0)
+    answer = dialogue.grounded_answer(seen, "What?", raw, groups, 1.0, "tiny", 1.0)
     assert answer.text == "A red cup, two <b> [c] and  more."
     assert [(s.phrase, answer.text[s.start : s.end], s.regions) for s in answer.spans] == [
         ("red cup", "red cup", (1,)), ("two <b> [c]", "two <b> [c]", (0, 2)), ("", "", (3,)),
@@ -140,7 +140,7 @@ def test_spans_of_a_text_by_hand(seen: View) -> None:
 
 
 def test_nothing_matches_is_not_found(seen: View) -> None:
-    answer = dialogue.grounded_answer(seen, "Where?", f"<roi></roi>{markup.NOTHING}", [], "tiny", 1.0)
+    answer = dialogue.grounded_answer(seen, "Where?", f"<roi></roi>{markup.NOTHING}", [], 1.0, "tiny", 1.0)
     assert (answer.text, answer.found, answer.presence, answer.boxes) == (markup.NOTHING, False, 0, [])
     assert dialogue.answer_turn(seen, answer.raw).text == "<roi></roi>Nothing matches."
     assert dialogue.answer_turn(seen, answer.text).text == "<roi></roi>Nothing matches."

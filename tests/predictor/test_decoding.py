@@ -76,6 +76,16 @@ def test_a_view_without_regions_and_a_group_that_must_not_be_empty(groma: Groma)
     assert writable(config, ["<roi>", "<r0>"], empty=False) == {"<r1>", "<r2>", "</roi>"}
 
 
+def test_a_tokenizers_own_words_are_written_only_to_end(groma: Groma) -> None:
+    config, mark = groma.model.config, 301
+    phrase = config.token_id("<p>")
+    for written in ([], [phrase]):
+        ids, scores = torch.tensor([written], dtype=torch.long).reshape(1, -1), torch.zeros(1, config.vocab_size)
+        assert Grammar(config, [1], (2,), controls=[mark])(ids, scores)[0, mark] == -torch.inf
+        assert Grammar(config, [1], (2, mark), controls=[mark])(ids, scores)[0, mark] == (-torch.inf if written else 0)
+        assert Grammar(config, [1], (2,))(ids, scores)[0, mark] == 0
+
+
 def test_rows_of_one_image_stand_together(groma: Groma) -> None:
     """As transformers' beams and samples do: two images of 1 and 3 regions, two rows each."""
     config = groma.model.config

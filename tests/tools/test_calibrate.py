@@ -79,7 +79,7 @@ def test_in_place(model: Path, rec: Path, pictures: Path, capsys: pytest.Capture
     assert record["counts"] == {"pictures": 3, "expressions": 12, "present": 9, "absent": 3, "with_a_right_region": 9,
                                 "with_a_choice": 9}  # fmt: skip
     fitted = Settings(**record["settings"]["after"])
-    assert record["settings"]["before"] == {"score_temperature": 1, "presence_temperature": 1, "found_threshold": 0.999}
+    assert Settings(**record["settings"]["before"]) == Settings(1.0, 1.0, 0.999, 1.0)
     assert len(record["settings"]["folds"]) == 3, "as many folds as pictures"
     assert fitted != Settings(1.0, 1.0, 0.999)
     assert record["figures"]["after_same_data"]["present_refused"] <= 0.4
