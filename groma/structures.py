@@ -88,7 +88,8 @@ class Batch:
 
     pixels (B, 3, S, S) normalised; ids, labels, mask (B, T) right-padded (None in detection pre-training);
     refer_boxes, ground_boxes: B tensors (K, 4); targets: B tensors (M, 4), detection ground truth;
-    target_words: B tuples of M word-id tuples, the description of every target; source: the detection head to train.
+    target_words: B tuples of M word-id tuples, the description of every target; source: the detection head to train;
+    records, images: what each entry was made of, and the path of its picture.
     """
 
     pixels: Tensor
@@ -101,6 +102,7 @@ class Batch:
     target_words: tuple[tuple[tuple[int, ...], ...], ...] = ()
     source: str = "coco"
     records: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[1] != 3:

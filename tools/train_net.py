@@ -47,8 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     with cli.user_errors():
         from groma.config import load_config
+        from groma.training.recipe import require_inputs
 
         run = load_config(args.config, args.overrides)
+        require_inputs(run)  # before the seconds that the libraries take to load
         from groma.training.parts import Interrupted
         from groma.training.run import train
 

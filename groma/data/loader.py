@@ -44,6 +44,7 @@ class Example:
     source: str
     record: str
     pad: int = 0
+    image: str = ""
 
 
 class TooLongError(ValueError):
@@ -135,6 +136,7 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
             source=sample.source,
             record=sample.record,
             pad=self.processor.word_id("[PAD]"),
+            image=sample.image,
         )
 
     @property
@@ -229,7 +231,12 @@ def collate(examples: Sequence[Example | None]) -> Batch:
     pixels = torch.stack([e.pixels for e in usable])  # (B, 3, S, S)
     words = tuple(e.target_words for e in usable) if any(e.target_words for e in usable) else ()
     batch = Batch(
-        pixels, targets=targets, target_words=words, source=usable[0].source, records=tuple(e.record for e in usable)
+        pixels,
+        targets=targets,
+        target_words=words,
+        source=usable[0].source,
+        records=tuple(e.record for e in usable),
+        images=tuple(e.image for e in usable),
     )
     if not dialogues:
         return batch

@@ -23,7 +23,8 @@ def match(logits: Tensor, boxes: Tensor, targets: Tensor, config: ProposerConfig
     class_cost, l1_cost, giou_cost = config.costs
     giou = box_ops.generalised_iou(box_ops.cxcywh_to_xyxy(boxes), box_ops.cxcywh_to_xyxy(targets))
     cost = class_cost * (positive - negative)[:, None] + l1_cost * torch.cdist(boxes, targets, p=1) - giou_cost * giou
-    rows, columns = linear_sum_assignment(cost.cpu().numpy())
+    # scipy refuses NaN; the loss will be NaN too, and the trainer names its step and records
+    rows, columns = linear_sum_assignment(cost.nan_to_num(1e6, 1e6, -1e6).cpu().numpy())
     return torch.as_tensor(rows, device=boxes.device), torch.as_tensor(columns, device=boxes.device)
 
 

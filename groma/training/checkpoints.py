@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from groma.training.frozen import learnt, restore_learnt
 from groma.training.parts import TrainingError
 
 MARKER = "COMPLETE"
@@ -88,17 +89,20 @@ def whole(folder: Path) -> Iterator[Path]:
     _sync(folder.parent)
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write every parameter and buffer under its own name.
+def save_weights(model: nn.Module, folder: Path, learnt_only: bool = False) -> None:
+    """Write every parameter and buffer under its own name, or the parameters that learn alone.
 
     Not save_pretrained: transformers renames weights on the way out, and the Trainer does not rename them back.
     """
-    torch.save(model.state_dict(), folder / WEIGHTS)
+    torch.save(learnt(model) if learnt_only else model.state_dict(), folder / WEIGHTS)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Restore exactly what ``save_weights`` wrote; raises TrainingError when names or shapes differ."""
     state = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+    if state.keys() == learnt(model).keys():
+        restore_learnt(model, state, str(folder))
+        return
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -29,6 +29,8 @@ def train(run: RunConfig, resume: bool = False, device: str = "auto") -> Path:
     another launcher every process calls it. Raises TrainingError (or the ConfigError, DataError, ImageError of what it
     reads), always one line; Interrupted after SIGTERM, when the step under way is done and saved.
     """
+    from groma.training.data import left_out
+
     for package in ("accelerate", "tensorboard") if run.log.tensorboard else ("accelerate",):
         if find_spec(package) is None:
             raise TrainingError(f"training needs {package}: pip install 'groma[train]'")
@@ -54,6 +56,9 @@ def train(run: RunConfig, resume: bool = False, device: str = "auto") -> Path:
         step = trainer.state.global_step
         if trainer.guard.stopping and step < trainer.state.max_steps:
             raise Interrupted(f"ended by SIGTERM after step {step}, saved as {output}/checkpoint-{step}: resume it")
+    for line in left_out(trainer.train_dataset):
+        if trainer.is_world_process_zero():
+            tell(line)
     final = output / "final"
     trainer.save_final(final, processor.save_pretrained)
     return final
@@ -64,12 +69,14 @@ def build(run: RunConfig, device: str = "auto") -> tuple[GromaTrainer, GromaProc
     from groma.data.loader import collate
     from groma.training.arguments import arguments
     from groma.training.data import examples, model_inputs, read_words
+    from groma.training.preparing import prepare
     from groma.training.trainer import GromaTrainer
     from groma.training.validation import Validation
 
     torch.set_float32_matmul_precision(run.optim.matmul_precision)
     args = arguments(run, device)
-    model, processor = load_model(run)
+    model, processor = load_model(run, args.device)
+    prepare(model, run)
     if run.optim.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     words = len(read_words(run.data.words))
@@ -90,11 +97,17 @@ def build(run: RunConfig, device: str = "auto") -> tuple[GromaTrainer, GromaProc
     return trainer, processor
 
 
-def load_model(run: RunConfig) -> tuple[GromaForConditionalGeneration, GromaProcessor]:
-    """The model a run starts from, saved (``model.init``) or random (``model.config``), and its processor."""
+def load_model(
+    run: RunConfig, device: torch.device | str = "cpu"
+) -> tuple[GromaForConditionalGeneration, GromaProcessor]:
+    """The model a run starts from, saved (``model.init``) or random (``model.config``), and its processor.
+
+    In float32, whatever it was saved in: what learns needs the precision. Quantised weights are made on ``device``.
+    """
     from groma.model.configuration import GromaConfig
     from groma.model.groma import GromaForConditionalGeneration
     from groma.processor import GromaProcessor
+    from groma.training.adapters import load_options
 
     key = "init" if run.model.init else "config"
     folder = Path(run.model.init or run.model.config or "")
@@ -103,7 +116,9 @@ def load_model(run: RunConfig) -> tuple[GromaForConditionalGeneration, GromaProc
     processor = GromaProcessor.from_pretrained(str(folder))
     torch.manual_seed(run.seed)
     if key == "init":
-        model = GromaForConditionalGeneration.from_pretrained(str(folder))
+        model = GromaForConditionalGeneration.from_pretrained(
+            str(folder), dtype=torch.float32, **load_options(run, device)
+        )
     else:
         model = GromaForConditionalGeneration(GromaConfig.from_pretrained(str(folder)))
     return model, processor

@@ -28,6 +28,8 @@ from groma.training.feed import BatchSampler
 from groma.training.guard import Guard
 from groma.training.meter import Meter
 from groma.training.parts import TrainingError, freeze_all_but, parameter_groups
+from groma.training.preparing import finish
+from groma.training.proposal_cache import open_cache
 
 _PROGRESS = "progress.pt"
 
@@ -60,6 +62,7 @@ class GromaTrainer(Trainer):
         self.run = run
         self.samples, self.inputs_of, self.evaluate_with = samples, inputs, evaluate_with
         self._frozen = freeze_all_but(model, run.model.train)
+        self.proposals = open_cache(model, run)  # type: ignore[arg-type]
         self._micro = (-1, 0)
         self.meter = Meter()
         self.guard = Guard(run.optim.max_nonfinite, args.device)
@@ -113,8 +116,15 @@ class GromaTrainer(Trainer):
             for part in self._frozen:  # model.train() has just been called: dropout in a frozen proposer moves boxes
                 part.eval()
         batch: Batch = inputs["batch"]
+        images = batch.images if self.proposals is not None and batch.ids is not None else ()
+        cache = self.proposals if images else None
+        extra: dict[str, Any] = {} if cache is None else {"candidates": cache.find(images)}
+        if self.run.data.pack and batch.ids is not None:
+            extra["pack"] = self.run.data.max_length
         with self._autocast():
-            outputs = model(**self.inputs_of(batch), seed=self._seed())
+            outputs = model(**self.inputs_of(batch), **extra, seed=self._seed())
+        if cache is not None:
+            cache.add(images, outputs.candidates)
         losses: dict[str, Tensor] = outputs.losses
         weights = self.run.optim.loss_weights
         unknown = set(weights) - set(losses) - set(self.meter.sums)
@@ -222,11 +232,12 @@ class GromaTrainer(Trainer):
             if self.args.should_save:
                 resume.record(self.run, len(self.samples), self.args.world_size, folder)
                 if not self.is_deepspeed_enabled:
-                    checkpoints.save_weights(self.model, folder)
+                    checkpoints.save_weights(self.model, folder, learnt_only=self.run.model.lora.rank > 0)
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
-            progress = {"meter": self.meter.state(), "left_out": self.guard.left_out}
+            skipped = [list(key) for key in getattr(self.train_dataset, "skipped", ())]
+            progress = {"meter": self.meter.state(), "left_out": self.guard.left_out, "skipped": skipped}
             torch.save(progress, folder / f"{self.args.process_index}-{_PROGRESS}")
 
         def commit() -> None:
@@ -283,7 +294,8 @@ class GromaTrainer(Trainer):
         def write() -> None:
             self.model.eval()
             with checkpoints.whole(folder) as hidden:
-                self.accelerator.unwrap_model(self.model).save_pretrained(hidden, state_dict=state)
+                plain = self.accelerator.unwrap_model(self.model)
+                plain.save_pretrained(hidden, state_dict=finish(plain, self.run, hidden, state))
                 beside(hidden)
 
         self._to_disk(write if self.is_world_process_zero() else lambda: None, folder.with_name(f".{folder.name}"))
@@ -300,6 +312,8 @@ class GromaTrainer(Trainer):
             progress = torch.load(file, map_location="cpu", weights_only=True)
             self.meter.restore(progress["meter"], self.args.device)
             self.guard.left_out = progress["left_out"]
+            if remember := getattr(self.train_dataset, "remember", None):
+                remember(progress["skipped"])
 
     def _wait(self) -> None:
         if self.args.world_size > 1:

@@ -46,6 +46,8 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Patch:
+    """A smooth piece of a surface, as a grid of points; ``share`` and ``fixed`` mix its colour."""
+
     grid: Array  # (U, V, 3); dP/dv x dP/du points outwards
     share: float = 1.0
     fixed: tuple[float, float, float] = (0.0, 0.0, 0.0)

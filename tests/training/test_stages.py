@@ -19,6 +19,7 @@ from groma.model.groma import GromaForConditionalGeneration
 from groma.processor import GromaProcessor
 from groma.training import checkpoints
 from groma.training.callbacks import read_metrics
+from groma.training.meter import CLOCKED
 from groma.training.parts import TrainingError
 from groma.training.run import train
 
@@ -68,7 +69,7 @@ def write(folder: Path, stage: str, pictures: Path, start: dict[str, str]) -> Pa
 def losses(output: Path) -> list[dict[str, Any]]:
     """The training events, without what a clock wrote."""
     rows = [row for row in read_metrics(output / "metrics.jsonl") if row["event"] == "train"]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in rows]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
