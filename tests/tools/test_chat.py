@@ -181,7 +181,7 @@ def test_a_talk_at_a_terminal(model: Path, picture: Path) -> None:
         terminal.until("stopped")
         terminal.until("> ")
         while not select.select([terminal.master], [], [], 2)[0]:
-            # At the prompt: another prompt. One that comes between the prompt and readline's wait is seen with the next.
+            # At the prompt: another prompt. What comes between the prompt and readline's wait is seen with the next.
             os.kill(terminal.process.pid, signal.SIGINT)
         terminal.until("> ")
         terminal.type("\x04")
