@@ -104,18 +104,24 @@ def finished(model: GromaForConditionalGeneration, run: RunConfig, state: dict[s
     """The weights to save as the final model: those of a Groma without adapters, all in one number format.
 
     state: the whole weights of ``model``, where it holds a share of them only. Adapters are folded in, or written to
-    ``folder``/adapter as peft does. None where the model's weights are to be saved as they are.
+    ``folder``/adapter as peft does. None where the model's weights are to be saved as they are; quantised ones come out
+    of their adapters for that, so that the model has none afterwards.
     """
     weights = model.state_dict() if state is None else state
     if not run.model.lora.rank:
         return _one_format(weights) if run.model.frozen_dtype != "float32" else state
     from peft.tuners.lora import LoraLayer
 
+    if run.model.quantise:  # such weights the library writes from the modules alone: the adapters must be out of them
+        _write(model.llm, weights, folder / FOLDER)
+        for name, layer in list(model.llm.named_modules()):
+            if isinstance(layer, LoraLayer):
+                parent, _, child = name.rpartition(".")
+                setattr(model.llm.get_submodule(parent), child, layer.base_layer)
+        model._hf_peft_config_loaded = False
+        return None
     plain = {name.replace(".base_layer.", "."): value for name, value in weights.items() if ".lora_" not in name}
-    if run.model.quantise:
-        model._hf_peft_config_loaded = False  # else the library would write the adapters and nothing else
-    else:
-        plain = _one_format(plain)
+    plain = _one_format(plain)
     if not run.model.lora.merge:
         _write(model.llm, weights, folder / FOLDER)
         return plain

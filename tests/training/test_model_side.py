@@ -86,3 +86,25 @@ def test_adapters_left_beside_the_final_model(run: Any) -> None:
 def test_what_does_not_go_together_ends_before_the_first_step(run: Any) -> None:
     with pytest.raises(TrainingError, match="model.lora.targets names w1"):
         train(run("bad", "model.lora.rank=4", "model.lora.targets=[w1]"), device="cpu")
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_adapters_over_quantised_weights_learn_and_resume(
+    bits: str, run: Any, make: Any, tiny_processor: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'groma[quantise]'")
+    start = tmp_path / "start"  # four bits come in blocks of 64
+    make(noise=0.02, llm={"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}).save_pretrained(start)
+    tiny_processor.save_pretrained(start)
+    changes = ["model.config=null", f"model.init={start}", "model.lora.rank=4", "model.lora.merge=false",
+               f"model.quantise={bits}", "save.every=3", "save.keep=5", "optim.lr=5e-3"]  # fmt: skip
+    whole = run("whole", *changes)
+    expected = trained(whole)
+    assert expected[-1] < expected[0]
+    (checkpoints.checkpoints(Path(whole.output))[-1] / checkpoints.MARKER).unlink()
+    assert trained(run("whole", *changes), resume=True) == pytest.approx(expected, abs=1e-5)
+    final = Path(whole.output) / "final"
+    loaded = GromaForConditionalGeneration.from_pretrained(final)
+    loaded.llm.load_adapter(str(final / "adapter"))
+    assert any("lora" in name for name in loaded.state_dict())
+    assert loaded.llm.model.layers[0].self_attn.q_proj.weight.dtype in (torch.int8, torch.uint8)
