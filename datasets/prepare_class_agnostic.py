@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from groma import cli
-from groma.data.coco import Box, unit_box
+from groma.data.coco import Box, image_name, unit_box
 from groma.data.coco_writer import CocoWriter
 from groma.data.images import ImageError
 from groma.data.json_stream import json_items
@@ -152,11 +152,7 @@ def write_coco(args: argparse.Namespace, out: CocoWriter, note: Note) -> None:
 def image_record(image: Any, file: Path) -> dict[str, Any]:
     """The id, file name and size of an image. Raises AnnotationError."""
     size = {side: field(image, side, (int, float), file) for side in ("width", "height")}
-    if "file_name" in image:
-        name = field(image, "file_name", str, file)
-    else:  # LVIS: http://images.cocodataset.org/val2017/000000397133.jpg
-        name = "/".join(field(image, "coco_url", str, file).split("/")[-2:])
-    return {"id": field(image, "id", (int, str), file), "file_name": name, **size}
+    return {"id": field(image, "id", (int, str), file), "file_name": image_name(image, file), **size}
 
 
 def of_openimages(args: argparse.Namespace, note: Note) -> Iterator[Picture]:

@@ -28,7 +28,8 @@ def coco(notes: Notes) -> None:
     for image, name in _objects(notes, "images"):
         notes.identify(image, name, "image")
         size = size_of(image)
-        notes.image(image.get("file_name"), name, size)
+        url = str(image.get("coco_url", ""))  # all that LVIS v1 has
+        notes.image(image.get("file_name", "/".join(url.split("/")[-2:]) or None), name, size)
         notes.text(image.get("caption"), name)
         if isinstance(image.get("id"), (int, str)):
             sizes[image["id"]] = size

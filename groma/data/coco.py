@@ -61,6 +61,16 @@ def read_coco(path: Path) -> dict[str, list[Record]]:
     return content
 
 
+def image_name(image: Any, file: Path) -> str:
+    """An image's ``file_name``; without one (LVIS v1), what its ``coco_url`` ends with: "val2017/000000397133.jpg".
+
+    Raises AnnotationError.
+    """
+    if isinstance(image, dict) and "file_name" not in image and "coco_url" in image:
+        return "/".join(field(image, "coco_url", str, file).split("/")[-2:])
+    return str(field(image, "file_name", str, file))
+
+
 def unit_box(annotation: Record, image: Record, file: Path, min_side: float = 1.0) -> Box | None:
     """The annotation's ``bbox`` (xywh pixels) as xyxy in [0, 1], cut to the image; None for one to leave out.
 

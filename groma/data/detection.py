@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from groma.data.coco import CocoRecords, stack
+from groma.data.coco import CocoRecords, image_name, stack
 from groma.data.records import MAX_PROBLEMS, AnnotationError, Record, field
 from groma.structures import Sample
 
@@ -68,7 +68,7 @@ class Detection(CocoRecords):
 
     def _read(self) -> Iterator[Any]:
         for image, marks in self._images():
-            name = self._usable(field, image, "file_name", str, self.file)
+            name = self._usable(image_name, image, self.file)
             if name is None:
                 continue
             objects: dict[tuple[float, ...], list[str]] = {}

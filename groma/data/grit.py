@@ -3,7 +3,7 @@
 A JSON list, as Groma reads it; the parquet shards of the public set; and what img2dataset makes of those, tars with a
 picture and a JSON of all columns under one key::
 
-    grit.json       [{file, caption, ref_exps: [[start, end, x1, y1, x2, y2, score] …]} …]
+    grit.json       [{file (or filename), caption, ref_exps: [[start, end, x1, y1, x2, y2, score] …]} …]
     *.parquet       columns caption, ref_exps, and key (img2dataset) or id
     00000.tar       000000012.jpg, 000000012.json {key, caption, ref_exps, …}, 000000012.txt, …
 
@@ -87,7 +87,8 @@ class Grit(Records):
 
     def _json(self, shard: Path) -> Iterator[tuple[str, Record]]:
         for number, record in enumerate(json_items(shard)):
-            name = self._usable(field, record, "file", str, shard)
+            key = "filename" if isinstance(record, dict) and "file" not in record and "filename" in record else "file"
+            name = self._usable(field, record, key, str, shard)
             if name is not None:
                 yield name, {"id": number, **record}
 

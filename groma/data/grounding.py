@@ -12,7 +12,7 @@ import torch
 from groma import boxes as box_ops
 from groma import markup
 from groma.data import prompts
-from groma.data.coco import CocoRecords, left_to_right, stack
+from groma.data.coco import CocoRecords, image_name, left_to_right, stack
 from groma.data.records import MAX_PROBLEMS, AnnotationError, Record, field
 from groma.data.store import Spill
 from groma.structures import Sample, Turn
@@ -126,7 +126,8 @@ class RegionCaptions(CocoRecords):
 class DetectionByWords(CocoRecords):
     """All instances of a class, asked by its name: up to ``turns`` classes of an image as turns, drawn per epoch.
 
-    Images without boxes are left out; instances are answered from left to right.
+    Images without boxes are left out; instances are answered from left to right. LVIS v1 is read as released: its
+    images are named by ``coco_url``, so ``images`` is the folder that holds train2017 and val2017.
     """
 
     def __init__(self, annotations: str | Path, images: str | Path, turns: int = 3, seed: int = 0,
@@ -137,7 +138,7 @@ class DetectionByWords(CocoRecords):
     def _read(self) -> Iterator[Any]:
         names = self._categories()
         for image, marks in self._images():
-            name = self._usable(field, image, "file_name", str, self.file)
+            name = self._usable(image_name, image, self.file)
             instances: dict[str, list[Any]] = {}
             for annotation in marks if name is not None else ():
                 kind = self._usable(self._kind, annotation, names)

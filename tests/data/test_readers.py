@@ -239,3 +239,13 @@ def test_the_derived_files() -> None:
     assert all(0 < len(regions[i].turns) <= 20 for i in range(5))
     detection = Detection(DERIVED / "vg_region_cap.json", "/im")
     assert len(detection[0].phrases) == len(detection[0].boxes) > 100
+
+
+def test_lvis_names_its_images_by_their_address(write: Write, coco: Coco) -> None:
+    image = {"coco_url": "http://images.cocodataset.org/val2017/000000397133.jpg"}
+    content = coco([image], [{"image_id": 0, "bbox": [10, 5, 20, 10]}], [{"id": 1, "name": "cup"}])
+    for reader in (Detection, DetectionByWords):
+        data = reader(write("lvis.json", content), "/coco")
+        assert data[0].image == "/coco/val2017/000000397133.jpg"
+        with pytest.raises(AnnotationError, match="no 'file_name'"):
+            reader(write("none.json", coco([{}], content["annotations"], content["categories"])), "/coco")
