@@ -120,6 +120,14 @@ def test_a_bad_expression(values: Any, line: str) -> None:
         read_expression(values, 30)
 
 
+def test_a_picture_is_named_by_file_or_filename(tmp_path: Path) -> None:
+    path = tmp_path / "grit.json"
+    rows = [{key: f"{key}.jpg", **row(expression(CUP))} for key in ("file", "filename")]
+    path.write_text(json.dumps(rows))
+    data = Grit(path, tmp_path)
+    assert [Path(data[i].image).name for i in range(2)] == ["file.jpg", "filename.jpg"]
+
+
 def test_bad_rows_are_problems(tmp_path: Path) -> None:
     good = row(expression(CUP), file="0.jpg")
     bad = [row(expression([0, 99]), file="1.jpg"), {**good, "caption": None}, {"caption": "no file"}, 7,
