@@ -14,27 +14,36 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from groma.data.coco import Box
+from groma import markup
+from groma.data import prompts
+from groma.data.coco import Box, stack
 from groma.data.detection import DIGITS
 from groma.data.grounding import caption_sample, ground
 from groma.data.json_stream import json_items
 from groma.data.records import MAX_PROBLEMS, AnnotationError, Record, Records, field
 from groma.data.shards import Member, Shard, ShardError
-from groma.structures import Sample
+from groma.structures import Sample, Turn
 
 SLACK = 0.1
 """How far a corner may lie outside of the picture, and is cut; what is farther out is in another unit."""
 SHARD = 10_000
 """Records of a tar, as img2dataset makes them."""
+_GROUNDED = re.compile(
+    f"{markup.PHRASE_OPEN}(.*?){markup.PHRASE_CLOSE}{markup.ROI_OPEN}((?:{markup.GROUND_BOX})+){markup.ROI_CLOSE}",
+    re.DOTALL,
+)
+"""A phrase and its places in the markup of an entry, whose own text is escaped."""
 _COLUMNS = ("key", "id", "status", "caption", "ref_exps")
 
 
 class Grit(Records):
-    """One Sample a record: a caption whose expressions are grounded in their boxes.
+    """One Sample a record: a caption whose expressions are grounded in their boxes; or, with ``turns``, up to that many
+    of its expressions, drawn per epoch, as referring questions (the original asks for one).
 
     ``annotations`` is a JSON file, a parquet file, a tar, or a folder of tars or of parquet files. Of expressions that
     overlap, the one that starts first and is longest stays, so that of nested ones it is the outermost (section 3.1 of
@@ -46,9 +55,9 @@ class Grit(Records):
     (``locality``). A damaged shard, of which what can be read is used, is a problem. Raises AnnotationError.
     """
 
-    def __init__(self, annotations: str | Path, images: str | Path, min_score: float = 0.0, seed: int = 0,
-                 max_problems: float = MAX_PROBLEMS) -> None:  # fmt: skip
-        self.min_score = min_score
+    def __init__(self, annotations: str | Path, images: str | Path, min_score: float = 0.0, turns: int = 0,
+                 seed: int = 0, max_problems: float = MAX_PROBLEMS) -> None:  # fmt: skip
+        self.min_score, self.turns = min_score, turns
         self._folders: dict[str, str] = {}
         super().__init__(annotations, images, seed, max_problems)
         inside = len(self.entries) > 0 and ".tar/" in self.path(self.entries[0][0])
@@ -157,7 +166,17 @@ class Grit(Records):
 
     def _sample(self, entry: Any, draw: random.Random) -> Sample:
         name, number, text, boxes = entry
-        return caption_sample(self.path(name), self.name_of(number), text, boxes, draw)
+        if not self.turns:
+            return caption_sample(self.path(name), self.name_of(number), text, boxes, draw)
+        asked, start = [], 0
+        for phrase, places in _GROUNDED.findall(text):
+            end = start + places.count(markup.GROUND_BOX)
+            asked.append((markup.unescape(phrase), stack(boxes[start:end])))
+            start = end
+        turns: list[Turn] = []
+        for phrase, found in draw.sample(asked, min(self.turns, len(asked))):
+            turns += prompts.refer_turns(phrase, found, draw.randrange(len(prompts.REFER)))
+        return Sample(self.path(name), self.name_of(number), tuple(turns))
 
 
 def read_expression(values: Any, length: int, min_score: float = 0.0) -> tuple[tuple[int, int], Box] | None:

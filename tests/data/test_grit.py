@@ -120,6 +120,23 @@ def test_a_bad_expression(values: Any, line: str) -> None:
         read_expression(values, 30)
 
 
+def test_expressions_asked_one_by_one(tmp_path: Path) -> None:
+    other = [0.6, 0.0, 1.0, 0.4]
+    path = tmp_path / "grit.json"
+    path.write_text(json.dumps([row(expression(CUP), expression(CUP, box=other), expression(TABLE), file="0.jpg")]))
+    data, asked = Grit(path, "/im", turns=1), {}
+    for epoch in range(20):
+        data.set_epoch(epoch)
+        question, answer = data[0].turns
+        phrase = question.text.partition("<p>")[2].partition("</p>")[0]
+        asked[phrase] = (answer.text, [pytest.approx(box) for box in answer.boxes.tolist()])
+    assert asked == {
+        "a red cup": ("<roi><ground_box><ground_box></roi>", [BOX, other]),
+        "a table": ("<roi><ground_box></roi>", [BOX]),
+    }
+    assert len(Grit(path, "/im", turns=8)[0].turns) == 4
+
+
 def test_a_picture_is_named_by_file_or_filename(tmp_path: Path) -> None:
     path = tmp_path / "grit.json"
     rows = [{key: f"{key}.jpg", **row(expression(CUP))} for key in ("file", "filename")]
