@@ -84,6 +84,10 @@ def check(
         notes.add("record-unusable", file.name, problem.removeprefix(f"{file}: "))
     if more := records.problems.total - len(records.problems):
         notes.add("record-unusable", file.name, f"{more} more, which are counted but not told")
+    named, notes.images = notes.images, {}
+    for name, sizes in named.items():  # where the reader looks: Objects365 and V3Det write folders that are not there
+        for size, record in sizes.items():
+            notes.image(records.path(name).removeprefix(f"{records.images}/"), record, size)
     found = check_images(notes, fast, jobs, progress)
     return Report(str(file), form, notes.records, len(notes.images), found, tuple(notes.findings))
 

@@ -29,14 +29,16 @@ class CocoRecords(Records):
         images, marks = Spill(), Spill()
         for key, record in json_lists(self.file, ("images", "annotations")):
             name = "id" if key == "images" else "image_id"
-            number = self._usable(field, record, name, (int, str), self.file)
+            usable = self._usable if key == "images" else self._usable_part
+            self._noted.parts_seen += key == "annotations"
+            number = usable(field, record, name, (int, str), self.file)
             if number is not None:
                 (images if key == "images" else marks).add(number, record)
         for image in images.repeats():
             self._noted.append(f"{self.file}: two images with id {image['id']}")
         for mark in marks.others(images):
             where = f"{self.file}: {name_record(mark)}"
-            self._noted.append(f"{where} is of image {mark['image_id']}, which is not among the images")
+            self._noted.part(f"{where} is of image {mark['image_id']}, which is not among the images")
         for image, *_ in images:
             yield image, marks[image["id"]]
 
@@ -47,7 +49,7 @@ class CocoRecords(Records):
 
     def _box(self, annotation: Record, image: Record, min_side: float = 1.0) -> Box | None:
         """``unit_box``, or None also for a malformed one, which becomes a problem."""
-        return self._usable(unit_box, annotation, image, self.file, min_side)
+        return self._usable_part(unit_box, annotation, image, self.file, min_side)
 
 
 def read_coco(path: Path) -> dict[str, list[Record]]:

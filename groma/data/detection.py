@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from groma.data.coco import CocoRecords, image_name, stack
 from groma.data.records import MAX_PROBLEMS, AnnotationError, Record, field
+from groma.data.shards import exists
 from groma.structures import Sample
 
 DIGITS = 6
@@ -59,7 +60,7 @@ class Detection(CocoRecords):
         for number in range(min(len(self), _LOOKED_FOR)):
             name = self.entries[number][0]
             for leading in range(name.count("/") + 1):
-                if (self.images / _without(name, leading)).is_file():
+                if exists(self.images / _without(name, leading)):
                     return leading
         return 0
 
@@ -74,7 +75,7 @@ class Detection(CocoRecords):
             objects: dict[tuple[float, ...], list[str]] = {}
             for annotation in marks:
                 box = self._box(annotation, image, self.min_side)
-                caption = self._usable(self._caption, annotation) if box is not None else None
+                caption = self._usable_part(self._caption, annotation) if box is not None else None
                 if box is not None and caption is not None:
                     objects.setdefault(box, []).append(caption)
             phrases = list(objects.values()) if any(map(any, objects.values())) else []

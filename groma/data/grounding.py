@@ -60,6 +60,9 @@ class Referring(CocoRecords):
 class GroundedCaptions(CocoRecords):
     """Captions with grounded phrases: annotations carry ``tokens_positive``, [start, end) characters of the caption."""
 
+    apart = True
+    """Captions of one picture may stand anywhere."""
+
     def _read(self) -> Iterator[Any]:
         for image, marks in self._images():
             entry = self._usable(self._caption, image, marks)
@@ -72,7 +75,7 @@ class GroundedCaptions(CocoRecords):
         phrases: dict[tuple[int, int], list[Any]] = {}
         for annotation in marks:
             box = self._box(annotation, image)
-            for span in self._usable(self._spans, annotation, caption) or () if box is not None else ():
+            for span in self._usable_part(self._spans, annotation, caption) or () if box is not None else ():
                 phrases.setdefault(span, []).append(box)
         text, found = ground(caption, phrases)
         return name, image["id"], text, found
@@ -106,7 +109,7 @@ class RegionCaptions(CocoRecords):
             regions = []
             for annotation in marks if name is not None else ():
                 of = image if "caption" in image and "caption" not in annotation else annotation
-                caption = (self._usable(field, of, "caption", str, self.file) or "").strip()
+                caption = (self._usable_part(field, of, "caption", str, self.file) or "").strip()
                 box = self._box(annotation, image) if caption else None
                 if box is not None:
                     regions.append((caption, box))
@@ -130,23 +133,30 @@ class DetectionByWords(CocoRecords):
     images are named by ``coco_url``, so ``images`` is the folder that holds train2017 and val2017.
     """
 
+    version = 2
+
     def __init__(self, annotations: str | Path, images: str | Path, turns: int = 3, seed: int = 0,
                  max_problems: float = MAX_PROBLEMS) -> None:  # fmt: skip
         self.turns = turns
         super().__init__(annotations, images, seed, max_problems)
 
     def _read(self) -> Iterator[Any]:
-        names = self._categories()
+        # LVIS writes "bow_(decorative_ribbons)"
+        names = {number: " ".join(name.replace("_", " ").split()) for number, name in self._categories().items()}
         for image, marks in self._images():
             name = self._usable(image_name, image, self.file)
             instances: dict[str, list[Any]] = {}
+            unasked: set[str] = set()  # crowds: in the image, though nothing is asked about them
             for annotation in marks if name is not None else ():
-                kind = self._usable(self._kind, annotation, names)
+                kind = self._usable_part(self._kind, annotation, names)
                 box = self._box(annotation, image) if kind is not None else None
                 if kind is not None and box is not None:
                     instances.setdefault(kind, []).append(box)
+                elif kind is not None:
+                    unasked.add(kind)
             if instances:
-                yield name, image["id"], [(kind, left_to_right(found)) for kind, found in instances.items()]
+                asked = [(kind, left_to_right(found)) for kind, found in instances.items()]
+                yield name, image["id"], asked, sorted(unasked)
 
     def _kind(self, annotation: Record, names: dict[Any, str]) -> str:
         category = field(annotation, "category_id", (int, str), self.file)
@@ -155,7 +165,7 @@ class DetectionByWords(CocoRecords):
         return names[category]
 
     def _sample(self, entry: Any, draw: random.Random) -> Sample:
-        name, number, kinds = entry
+        name, number, kinds, _ = entry
         turns: list[Turn] = []
         for kind, found in draw.sample(kinds, min(self.turns, len(kinds))):
             question = prompts.detect_question(kind, draw.randrange(len(prompts.DETECT)))

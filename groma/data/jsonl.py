@@ -47,6 +47,9 @@ class JsonLines(Records):
         self.turns = turns
         super().__init__(annotations, images, seed, max_problems)
 
+    apart = True
+    """Lines about one image may stand anywhere."""
+
     def _options(self) -> str:
         return str(self.images.absolute())  # entries hold boxes as shares of sizes that are read there
 

@@ -83,9 +83,12 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
         self.augment, self.max_skipped, self.answers_only = augment, max_skipped, answers_only
         self._opening = opening_prompt(processor)
         self._total = sum(len(source.records) for source in mixture.sources)
-        self._allowed = math.ceil(math.floor(max_skipped * self._total) / mixture.world)
+        limit = math.floor(max_skipped * self._total)
+        # Each epoch deals the records anew: after n of them a process has met up to n of ``world`` parts of the set.
+        part = math.ceil(limit / mixture.world)
+        self._allowed = [min(part * parts, max(limit, part)) for parts in range(1, mixture.world + 1)]
         # Shared by all workers: how many were skipped, then (source, record) of each.
-        self._skipped = mp.get_context().Array("q", 1 + 2 * self._allowed)
+        self._skipped = mp.get_context().Array("q", 1 + 2 * self._allowed[-1])
 
     def __len__(self) -> int:
         return self._total
@@ -147,7 +150,7 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
     def remember(self, skipped: Iterable[Key]) -> None:
         """Count records as skipped that were so before, in a run that now goes on."""
         for key in skipped:
-            self._note(Key(*key), ValueError("skipped before"))
+            self._note(Key(*key)._replace(epoch=self.mixture.world), ValueError("skipped before"))
 
     def reason(self, key: Key) -> str:
         """One line on a record that was skipped: what is wrong with it."""
@@ -180,7 +183,7 @@ class Examples(torch.utils.data.Dataset["Example | None"]):
             if (known == (key.source, key.record)).all(axis=1).any():
                 return
             count = len(known) + 1
-            if count > self._allowed:
+            if count > self._allowed[min(key.epoch, len(self._allowed) - 1)]:
                 world, name = self.mixture.world, self._source(key).name
                 seen = f"{self._total}, in one of {world} processes" if world > 1 else f"{self._total}"
                 raise ValueError(

@@ -17,10 +17,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from groma import markup
 from groma.data import prompts
 from groma.data.coco import stack
 from groma.data.records import Records
+from groma.data.store import digest
 from groma.structures import Sample
 
 TRIES = 20
@@ -48,7 +51,10 @@ WEAK = frozenset(
 PEOPLE = frozenset(
     "person people man men woman women guy gal boy girl lady ladies gentleman gentlemen dude kid child children "
     "baby babies toddler adult male female human somebody someone player mother father mom dad "
-    "friend worker individual crowd".split()
+    "friend worker individual crowd batter catcher pitcher umpire referee skier snowboarder surfer skater skateboarder "
+    "rider cyclist biker driver pedestrian chef cook waiter waitress cop police officer soldier bride groom couple "
+    "student teacher doctor nurse dancer singer musician artist farmer fisherman cowboy passenger customer spectator "
+    "runner athlete golfer swimmer teenager teen son daughter husband wife grandma grandpa family".split()
 )
 _IRREGULAR = {"feet": "foot", "teeth": "tooth", "mice": "mouse", "geese": "goose"}
 _TOKEN = re.compile(r"[^\W\d_]+")
@@ -72,6 +78,10 @@ class Negatives(Records):
         self.entries, self.problems = records.entries, records.problems
         self.turns: int = getattr(records, "turns", 0)
         self.locality: int = getattr(records, "locality", 0)
+        self._codes: np.ndarray | None = None  # of the image of each entry, where those of an image may lie apart
+        if share and getattr(records, "apart", False):
+            self._codes = np.fromiter((digest(entry[0]) for entry in self.entries), np.int64, len(self.entries))
+            self._order = np.argsort(self._codes, kind="stable")
 
     def __getitem__(self, index: int) -> Sample:
         sample, draw = self.records[index], random.Random(f"{self.seed}/{self.epoch}/{index}/negatives")
@@ -79,7 +89,8 @@ class Negatives(Records):
             return sample
         known = self._known(index)
         for _ in range(TRIES):
-            expressions = list(phrases(self.records[draw.randrange(len(self.records))]))
+            other = self.records[draw.randrange(len(self.records))]
+            expressions = list(phrases(other)) if other.image != sample.image else []
             draw.shuffle(expressions)
             for expression in expressions:
                 words = content(expression)
@@ -99,9 +110,14 @@ class Negatives(Records):
 
     def _known(self, index: int) -> set[str]:
         """The content words of all that is said of the image: by the entry, of which a Sample may be a draw, and by the
-        entries beside it of the same image. An entry's first value is the name of its image."""
+        other entries of the same image: those beside it, and of sets that may have them ``apart`` all. An entry's first
+        value is the name of its image."""
         entry = self.entries[index]
         words = _words(entry)
+        if self._codes is not None:
+            first, end = (int(np.searchsorted(self._codes, self._codes[index], side, self._order))
+                          for side in ("left", "right"))  # fmt: skip
+            return words.union(*(_words(self.entries[int(row)]) for row in self._order[first:end]))
         for step in (-1, 1):
             other = index + step
             while 0 <= other < len(self.entries) and (beside := self.entries[other])[0] == entry[0]:

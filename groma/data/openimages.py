@@ -45,7 +45,12 @@ class OpenImages(Records):
     """
 
     def _read(self) -> Iterator[Any]:
-        for name, boxes in read_openimages(self.file, self._noted.append):
+        def note(line: str) -> None:
+            self._noted.part(line)
+            self._noted.parts_seen += 1
+
+        for name, boxes in read_openimages(self.file, note):
+            self._noted.parts_seen += len(boxes)
             yield name, rounded(boxes)
 
     def _sample(self, entry: Any, draw: random.Random) -> Sample:

@@ -21,6 +21,7 @@ of large files are kept on disk for later runs (groma.data.store).
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,8 +47,8 @@ class Records:
 
     ``annotations``: the file (or folder) of annotations; ``images``: the folder that image names are relative to.
     ``problems``: one line for each record left out, of many the first; ``problems.total`` counts all. Raises
-    AnnotationError where the file cannot be read, or where more than ``max_problems`` of its records (a share) cannot
-    be used, and CacheError where the folder for large indexes cannot.
+    AnnotationError where the file cannot be read, or where more than ``max_problems`` (a share) of its records, or of
+    the annotations in them, cannot be used, and CacheError where the folder for large indexes cannot.
     """
 
     version = 1
@@ -61,11 +62,15 @@ class Records:
         key = f"{type(self).__qualname__} {self.version} {self._options()}"
         self.entries: Packed = pack(self._read, self._noted, self._files(), key)
         self.problems: Problems = self.entries.problems
-        total = len(self.entries) + self.problems.total
-        if self.problems.total > max_problems * total:
+        lost, parts = self.problems.total - self.problems.parts, self.problems.parts
+        total, seen = len(self.entries) + lost, self.problems.parts_seen
+        if lost > max_problems * total or parts > max_problems * seen:
+            if self.entries.folder is not None:  # what was wrong may lie outside of the files: look again next time
+                shutil.rmtree(self.entries.folder, ignore_errors=True)
+            whole = lost > max_problems * total
+            told = f"{lost} of {total} records" if whole else f"{parts} of {seen} parts of records"
             raise AnnotationError(
-                f"{self.file}: {self.problems.total} of {total} records unusable, more than {max_problems:.1%}; "
-                f"the first: {self.problems[0]}"
+                f"{self.file}: {told} unusable, more than {max_problems:.1%}; the first: {self.problems[0]}"
             )
 
     def __len__(self) -> int:
@@ -115,6 +120,17 @@ class Records:
             return read(*arguments)
         except AnnotationError as error:
             self._noted.append(str(error))
+            return None
+
+    def _usable_part(self, read: Callable[..., T], *arguments: Any) -> T | None:
+        """The same of a part of a record, an annotation of its image: the record can be used without it.
+
+        Add the parts there are to ``_noted.parts_seen``.
+        """
+        try:
+            return read(*arguments)
+        except AnnotationError as error:
+            self._noted.part(str(error))
             return None
 
     def _random(self, index: int) -> random.Random:

@@ -19,6 +19,7 @@ from groma.data.grounding import Referring, describe_sample
 from groma.data.json_stream import json_lists
 from groma.data.plain_pickle import load_plain, text
 from groma.data.records import MAX_PROBLEMS, AnnotationError, Record, field
+from groma.data.shards import exists
 from groma.structures import Sample
 
 KEYS = {"images": "image_id", "annotations": "ann_id"}
@@ -44,7 +45,7 @@ class Refer(Referring):
             raise AnnotationError(f"{annotations}: a folder, expected one of the pickles in it: {there}")
         super().__init__(annotations, images, turns, seed, max_problems)
         first = self.entries[0][0] if len(self.entries) else ""
-        self.renamed = not (self.images / first).exists() and (self.images / name_2017(first)).exists()
+        self.renamed = not exists(self.images / first) and exists(self.images / name_2017(first))
 
     def path(self, name: str) -> str:
         return super().path(name_2017(name) if self.renamed else name)
@@ -102,7 +103,9 @@ class Refer(Referring):
         sentences = self._get(ref, "sentences", list, ref["ref_id"])
         if len(sentences) > MOST_SENTENCES:
             raise AnnotationError(f"{self.file}: reference {ref['ref_id']}: {len(sentences)} sentences")
-        said = [self._sentence(sentence, ref["ref_id"]) for sentence in sentences]
+        self._noted.parts_seen += len(sentences)
+        told = (self._usable_part(self._sentence, sentence, ref["ref_id"]) for sentence in sentences)
+        said = [sentence for sentence in told if sentence is not None]
         return name, [] if box is None else [(number, words, [box]) for number, words in said]
 
     def _sentence(self, sentence: Any, number: int) -> tuple[int, str]:

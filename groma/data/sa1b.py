@@ -65,8 +65,8 @@ class Sa1b(Records):
         """The folders, which change when a file comes or goes, and the tars: not eleven million files."""
         if not self.file.is_dir():
             raise AnnotationError(f"{self.file}: no such folder, expected one with SA-1B's sa_*.json or *.tar")
-        return [Path(folder) / name for folder, _, files in sorted(os.walk(self.file))
-                for name in ("", *sorted(f for f in files if f.endswith(".tar")))]  # fmt: skip
+        return sorted(Path(folder) / name for folder, _, files in os.walk(self.file)
+                      for name in ("", *(f for f in files if f.endswith(".tar"))))  # fmt: skip
 
     def _read(self) -> Iterator[Any]:
         yield from list_sa1b(self.file, self._noted.append)

@@ -156,6 +156,22 @@ def split_path(path: str | os.PathLike[str]) -> tuple[Path, str] | None:
     return None
 
 
+def exists(path: str | os.PathLike[str], folder: bool = False) -> bool:
+    """Is there such a file, in a tar too; or such a ``folder``, which in a tar takes a look at every name?"""
+    try:
+        if Path(path).exists():
+            return True
+        place = split_path(path)
+        if place is None:
+            return False
+        tar = _open(place[0])
+        if not folder:
+            return tar.find(place[1]) is not None
+        return any(member.name.startswith(f"{place[1]}/") for member in tar.members())
+    except (AnnotationError, OSError, ValueError):
+        return False
+
+
 def read_member(path: str | os.PathLike[str]) -> bytes:
     """The bytes of the file at a path through a tar. Raises ShardError for one that is not there."""
     place = split_path(path)

@@ -31,11 +31,14 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class Problems(list[str]):
-    """What was wrong, a line each: the first PROBLEMS_KEPT in words; ``total`` counts all that were appended."""
+    """What was wrong, a line each: the first PROBLEMS_KEPT in words; ``total`` counts all that were appended.
 
-    def __init__(self, lines: Iterable[str] = (), total: int = 0) -> None:
+    Of them, ``parts`` cost a part of a record only (an annotation of an image), of ``parts_seen`` that were looked at.
+    """
+
+    def __init__(self, lines: Iterable[str] = (), total: int = 0, parts: int = 0, parts_seen: int = 0) -> None:
         super().__init__(lines)
-        self.total = max(total, len(self))
+        self.total, self.parts, self.parts_seen = max(total, len(self)), parts, parts_seen
 
     def append(self, line: str) -> None:
         """Count one more, and keep its words while there is room."""
@@ -51,11 +54,16 @@ class Problems(list[str]):
     def clear(self) -> None:
         """Forget all, the count too."""
         super().clear()
-        self.total = 0
+        self.total = self.parts = self.parts_seen = 0
 
-    def __reduce__(self) -> tuple[type[Problems], tuple[list[str], int]]:
+    def part(self, line: str) -> None:
+        """Count a part of a record that is left out; who looks at parts counts those seen."""
+        self.parts += 1
+        self.append(line)
+
+    def __reduce__(self) -> tuple[type[Problems], tuple[Any, ...]]:
         """As it is: a list's own way would append each line once more."""
-        return type(self), (list(self), self.total)
+        return type(self), (list(self), self.total, self.parts, self.parts_seen)
 
 
 class Packed(Sequence[Any]):
@@ -78,7 +86,7 @@ class Packed(Sequence[Any]):
         except (OSError, ValueError) as error:
             raise CacheError(f"{folder}: the index is gone or damaged ({error}); delete what is left of it") from error
         # Plain views of the maps: a memmap's own slices cost more than the entry.
-        problems = Problems(meta["problems"], meta["problem_count"])
+        problems = Problems(meta["problems"], *meta["problem_counts"])
         return cls(np.asarray(data), np.asarray(ends), problems, folder)
 
     def __len__(self) -> int:
@@ -123,7 +131,8 @@ def pack(read: Callable[[], Iterable[Any]], problems: Problems, files: Sequence[
             entries.flush()
         with writing(folder):
             np.save(folder / "ends.npy", np.frombuffer(entries.ends, np.int64))
-        return {"problems": list(problems), "problem_count": problems.total}
+        counts = [problems.total, problems.parts, problems.parts_seen]
+        return {"problems": list(problems), "problem_counts": counts}
 
     if sum(max(size, 0) for _, size, _ in map(state_of, files)) <= LARGE and found("entries", key, files) is None:
         entries = Entries()

@@ -18,6 +18,7 @@ from groma.data.coco import unit_box
 from groma.data.grounding import describe_sample
 from groma.data.json_stream import json_items
 from groma.data.records import MAX_PROBLEMS, AnnotationError, Record, Records, field
+from groma.data.shards import exists
 from groma.structures import Sample
 
 
@@ -33,7 +34,7 @@ class VisualGenome(Records):
     def __init__(self, annotations: str | Path, images: str | Path, turns: int = 10, seed: int = 0,
                  max_problems: float = MAX_PROBLEMS) -> None:  # fmt: skip
         self.turns, self.sizes = turns, Path(annotations).with_name("image_data.json")
-        self.flat = not any((Path(images) / folder).is_dir() for folder in ("VG_100K", "VG_100K_2"))
+        self.flat = not any(exists(Path(images) / folder, folder=True) for folder in ("VG_100K", "VG_100K_2"))
         super().__init__(annotations, images, seed, max_problems)
 
     def path(self, name: str) -> str:
@@ -68,7 +69,8 @@ class VisualGenome(Records):
         seen.add(number)
         regions = []
         for region in field(record, "regions", list, self.file):
-            told = self._usable(self._region, region, sizes[number])
+            self._noted.parts_seen += 1
+            told = self._usable_part(self._region, region, sizes[number])
             if told is not None:
                 regions.append(told)
         return (sizes[number]["name"], number, regions) if regions else None

@@ -154,7 +154,7 @@ def test_openimages_leaves_out_and_counts(write: Write) -> None:
     assert [int(p.split("line ")[1].split(":")[0]) for p in data.problems] == [*range(5, 14)]
     assert all(str(data.file) in p and "\n" not in p for p in data.problems)
     assert "corners (0.3, 0.2, 0.1, 0.4), expected XMin ≤ XMax" in data.problems[4]
-    with pytest.raises(AnnotationError, match="9 of 10 records unusable"):
+    with pytest.raises(AnnotationError, match="9 of 11 parts of records unusable"):
         OpenImages(data.file, "/im")
 
 

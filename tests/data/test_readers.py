@@ -249,3 +249,15 @@ def test_lvis_names_its_images_by_their_address(write: Write, coco: Coco) -> Non
         assert data[0].image == "/coco/val2017/000000397133.jpg"
         with pytest.raises(AnnotationError, match="no 'file_name'"):
             reader(write("none.json", coco([{}], content["annotations"], content["categories"])), "/coco")
+
+
+def test_a_bad_annotation_counts_among_annotations(write: Write, coco: Coco) -> None:
+    marks = [{"image_id": i % 10, "bbox": [10, 5, 20, 10]} for i in range(200)]
+    marks[7]["bbox"] = [10, 5, -20, 10]
+    data = Detection(write("d.json", coco([{"file_name": f"{i}.png"} for i in range(10)], marks)), "/im")
+    assert (len(data), len(data.problems), data.problems.parts, data.problems.parts_seen) == (10, 1, 1, 200)
+    marks[8]["bbox"] = marks[9]["bbox"] = marks[10]["bbox"] = marks[11]["bbox"] = [0]
+    with pytest.raises(AnnotationError, match="5 of 200 parts of records unusable, more than 1.0%"):
+        Detection(write("d.json", coco([{"file_name": f"{i}.png"} for i in range(10)], marks)), "/im")
+    with pytest.raises(AnnotationError, match="1 of 10 records unusable"):  # of images, one is too many
+        Detection(write("d.json", coco([{"file_name": f"{i}.png"} for i in range(9)] + [{}], marks[:7])), "/im")
