@@ -82,10 +82,10 @@ class Standin:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     def link(self, place: str, target: str) -> None:
-        """A link to ``target``, relative to its folder."""
+        """A hard link to ``target``, relative to its folder."""
         path = self.root / place
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(target)
+        path.hardlink_to((path.parent / target).resolve())
 
     def tar(self, place: str, members: dict[str, bytes]) -> None:
         """A tar of ``members``."""

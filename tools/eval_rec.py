@@ -2,7 +2,7 @@
 """Score a model on referring expressions: which box it gives for each, and whether that is the right one.
 
 examples:
-  python tools/eval_rec.py --data refcoco_val.json --images coco --out outputs/refcoco --model path/to/groma
+  python tools/eval_rec.py --data refcoco_val.json --images coco/train2017 --out outputs/refcoco --model path/to/groma
   python tools/eval_rec.py --data own.jsonl --images pictures --out outputs/own --limit 10
 
 --data is a COCO-like file in which every ``images`` entry is one expression (``caption``) and its annotations are the
@@ -39,11 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     with cli.user_errors():
         from tqdm import tqdm
 
+        from groma.data.shards import split_path
         from groma.evaluation.grounding import by_picture
         from groma.evaluation.rec_run import read_expressions, run
 
         for path in (args.data, args.images):
-            if not path.exists():
+            if not path.exists() and split_path(path) is None:
                 raise ValueError(f"{path}: no such file or folder")
         expressions = read_expressions(args.data, args.images)  # a wrong file is told before the model loads
         groma = cli.load(args.model, args.device, args.dtype, args.quiet)

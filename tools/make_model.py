@@ -4,7 +4,7 @@ of random weights. The folder it writes is what model.init of a stage-1 configur
 
 examples:
   tools/make_model.py --encoder facebook/dinov2-large --llm lmsys/vicuna-7b-v1.5 --out models/start
-  tools/make_model.py --encoder dinov3-vitl16 --llm Qwen/Qwen3-4B --out models/start --dtype bfloat16
+  tools/make_model.py --encoder path/to/dinov3 --llm Qwen/Qwen3-4B --out models/start --dtype bfloat16
   tools/train_net.py --config stage1.yaml model.init=models/start data_root=/data
 
 --encoder and --llm are folders or hub ids; the encoder is a DINOv2, one with registers, or a DINOv3 vision transformer.

@@ -16,6 +16,7 @@ from groma.data.check_images import Progress, check_images
 from groma.data.check_notes import KINDS, Finding, Notes
 from groma.data.formats import open_records
 from groma.data.records import AnnotationError
+from groma.data.shards import split_path
 
 AUTO = "auto"
 
@@ -69,7 +70,7 @@ def check(
     AnnotationError for what cannot be read as that format at all: everything less is a finding.
     """
     file, folder = Path(annotations), Path(images)
-    if not folder.is_dir():
+    if not folder.is_dir() and split_path(folder) is None:
         raise AnnotationError(f"{folder}: no such folder of images")
     form = guess(file) if form == AUTO else form
     records = open_records(form, file, folder, split=split, max_problems=1.0)
@@ -79,6 +80,8 @@ def check(
         check_files.as_read(notes, records)
     else:
         look(notes)
+    if not notes.records:
+        raise AnnotationError(f"{file}: no record in it")
     notes.judge_boxes()
     for problem in records.problems:
         notes.add("record-unusable", file.name, problem.removeprefix(f"{file}: "))

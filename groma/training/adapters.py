@@ -129,7 +129,9 @@ def finished(model: GromaForConditionalGeneration, run: RunConfig, state: dict[s
         if isinstance(layer, LoraLayer):
             down, up = (weights[f"llm.{name}.lora_{side}.{NAME}.weight"].float() for side in "AB")
             base = plain[f"llm.{name}.weight"]
-            plain[f"llm.{name}.weight"] = (base.float() + layer.scaling[NAME] * (up @ down)).to(base.dtype)
+            plain[f"llm.{name}.weight"] = (base.float() + layer.scaling[NAME] * (up @ down).to(base.device)).to(
+                base.dtype
+            )
     return plain
 
 
@@ -138,7 +140,7 @@ def _one_format(state: dict[str, Tensor]) -> dict[str, Tensor]:
     formats = {value.dtype for value in state.values() if value.is_floating_point()}
     if len(formats) < 2:
         return state
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    return {name: value.cpu().float() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def _write(llm: Any, weights: dict[str, Tensor], folder: Path) -> None:

@@ -6,9 +6,11 @@ import json
 import os
 from importlib import import_module
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from groma.config import SHIPPED
@@ -24,6 +26,8 @@ def arguments(run: RunConfig, device: str) -> TrainingArguments:
     Raises TrainingError for a DeepSpeed file that is missing or does not go with the run.
     """
     optim = run.optim
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda: no CUDA device here")
     deepspeed = _deepspeed(run) if optim.deepspeed else None
     made = TrainingArguments(
         output_dir=run.output,
@@ -78,6 +82,12 @@ def _deepspeed(run: RunConfig) -> dict[str, Any]:
         stage = settings.get("zero_optimization", {}).get("stage", 0)
     except (json.JSONDecodeError, AttributeError) as error:
         raise TrainingError(f"{file}: not a DeepSpeed configuration ({error})") from error
+    whole = ("model.encoder", "model.llm", "data.proposal_cache")
+    if stage == 3 and (given := [key for key in whole if attrgetter(key)(run)]):
+        raise TrainingError(
+            f"optim.deepspeed is {name}: {', '.join(given)} needs whole weights, but ZeRO-3 leaves each process a "
+            "share of them (parts: tools/make_model.py puts them in beforehand; else take zero2.json)"
+        )
     if stage == 3 and run.stage == "detection" and len({source.source for source in run.data.sources}) > 1:
         raise TrainingError(
             f"optim.deepspeed is {name}: ZeRO-3 needs every process to run the same modules, but the sources of this "

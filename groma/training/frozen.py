@@ -1,4 +1,4 @@
-"""What does not learn: kept in a smaller number format, and left out of checkpoints.
+"""What does not learn: kept in a smaller number format, and, beneath adapters, left out of checkpoints.
 
 Frozen weights take 2 bytes each instead of 4 in bfloat16, and compute in it. Nothing flows back through the encoder and
 the proposer, so that nothing of them is kept for a backward pass; through a frozen language model it does, to the

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import uuid
 import zlib
 from collections.abc import Sequence
@@ -155,6 +156,8 @@ def open_cache(model: GromaForConditionalGeneration, run: RunConfig) -> Proposal
         "encoder": config.encoder.to_dict(), "proposer": config.proposer.to_dict(), "image_size": config.image_size,
         "position_scale_offset": config.position_scale_offset, "dtype": run.optim.dtype,
     }  # fmt: skip
+    prepared = Path(run.model.init or run.model.config or "") / "processor_config.json"  # mean, deviation, resampling
+    settings["processor"] = prepared.read_text(encoding="utf-8") if prepared.is_file() else ""
     for part in ("encoder", "proposer"):
         settings[part].pop("_name_or_path", None)  # where it once came from decides nothing
     text = json.dumps(settings, sort_keys=True, default=str)
@@ -167,7 +170,7 @@ def open_cache(model: GromaForConditionalGeneration, run: RunConfig) -> Proposal
 
 
 def _key(image: str) -> bytes:
-    return hashlib.blake2b(image.encode("utf-8", "surrogateescape"), digest_size=KEY).digest()
+    return hashlib.blake2b(os.path.abspath(image).encode("utf-8", "surrogateescape"), digest_size=KEY).digest()
 
 
 def _half(key: bytes) -> int:

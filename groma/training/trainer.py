@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from groma.settings import RunConfig
 from groma.structures import Batch
@@ -63,6 +64,9 @@ class GromaTrainer(Trainer):
         self.samples, self.inputs_of, self.evaluate_with = samples, inputs, evaluate_with
         self._frozen = freeze_all_but(model, run.model.train)
         self.proposals = open_cache(model, run)  # type: ignore[arg-type]
+        # The library recomputes in layers in train mode alone; what lies in them keeps its own mode, dropout too.
+        language = getattr(model, "llm", model) if run.optim.gradient_checkpointing else nn.Module()
+        self._recomputed = [layer for layer in language.modules() if isinstance(layer, GradientCheckpointingLayer)]
         self._micro = (-1, 0)
         self.meter = Meter()
         self.guard = Guard(run.optim.max_nonfinite, args.device)
@@ -115,6 +119,8 @@ class GromaTrainer(Trainer):
         if self.run.model.eval_mode_frozen:
             for part in self._frozen:  # model.train() has just been called: dropout in a frozen proposer moves boxes
                 part.eval()
+            for layer in self._recomputed:
+                layer.training = True
         batch: Batch = inputs["batch"]
         images = batch.images if self.proposals is not None and batch.ids is not None else ()
         cache = self.proposals if images else None
@@ -128,7 +134,7 @@ class GromaTrainer(Trainer):
         losses: dict[str, Tensor] = outputs.losses
         weights = self.run.optim.loss_weights
         unknown = set(weights) - set(losses) - set(self.meter.sums)
-        if unknown and not self.meter.sums:
+        if unknown and not self.meter.sums and len(self.run.data.sources) < 2:  # another source may have it
             raise TrainingError(f"optim.loss_weights names {sorted(unknown)}; this stage has {sorted(losses)}")
         loss = torch.stack([value.float() * weights.get(name, 1.0) for name, value in losses.items()]).sum()
         if bool(torch.isfinite(loss)):

@@ -83,6 +83,19 @@ def test_adapters_left_beside_the_final_model(run: Any) -> None:
     assert any("lora" in name for name in loaded.state_dict())
 
 
+def test_checkpointing_recomputes_a_frozen_language_model_too(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.modeling_utils as library
+
+    calls: list[int] = []
+    genuine = library.checkpoint
+    monkeypatch.setattr(library, "checkpoint", lambda *a, **k: calls.append(1) or genuine(*a, **k))
+    frozen = [f"model.train=[{','.join(STAGE2)}]", "optim.max_steps=2"]
+    plain = trained(run("plain", *frozen))
+    assert not calls
+    assert trained(run("less", *frozen, "optim.gradient_checkpointing=true")) == pytest.approx(plain, abs=1e-5)
+    assert calls
+
+
 def test_what_does_not_go_together_ends_before_the_first_step(run: Any) -> None:
     with pytest.raises(TrainingError, match="model.lora.targets names w1"):
         train(run("bad", "model.lora.rank=4", "model.lora.targets=[w1]"), device="cpu")
