@@ -39,12 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     with cli.user_errors():
         from tqdm import tqdm
 
-        from groma.data.shards import split_path
+        from groma.data.formats import there
         from groma.evaluation.grounding import by_picture
         from groma.evaluation.rec_run import read_expressions, run
 
         for path in (args.data, args.images):
-            if not path.exists() and split_path(path) is None:
+            if not there(path):
                 raise ValueError(f"{path}: no such file or folder")
         expressions = read_expressions(args.data, args.images)  # a wrong file is told before the model loads
         groma = cli.load(args.model, args.device, args.dtype, args.quiet)

@@ -75,10 +75,10 @@ def build_once(kind: str, key: str, files: Sequence[Path], build: Build) -> Path
                 text = json.dumps({"key": key, "files": states, "sizes": sizes, **meta})
                 (made / "meta.json").write_text(text, "utf-8", "surrogatepass")
                 for path in [*made.iterdir(), made]:
-                    _sync(path)
+                    sync(path)
                 made.chmod(0o755)  # mkdtemp's are the maker's alone
                 made.rename(folder)
-                _sync(folder.parent)
+                sync(folder.parent)
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return folder
@@ -116,7 +116,8 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -62,13 +62,13 @@ def open_records(form: str, annotations: str | Path, images: str | Path, section
         if name not in known:
             raise AnnotationError(f"format {form!r} has no option {name!r}; it has {', '.join(known)}")
     for path, what in ((annotations, "annotations"), (images, "images")):
-        if not _there(path):
+        if not there(path):
             hint = f"; datasets/README.md, section {section!r}, tells how to get it" if section else ""
             raise AnnotationError(f"{path}: no such file or folder of {what}{hint}")
     return reader_of(form)(annotations, images, **given)
 
 
-def _there(path: str | Path) -> bool:
+def there(path: str | Path) -> bool:
     """Is it a file, a folder, or a folder in a tar ("train2017.tar/train2017")?"""
     if Path(path).exists():
         return True

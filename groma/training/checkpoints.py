@@ -6,7 +6,6 @@ any moment leaves the previous checkpoint as the newest complete one.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from groma.data.cache import sync
 from groma.training.frozen import learnt, restore_learnt
 from groma.training.parts import TrainingError
 
@@ -60,10 +60,10 @@ def commit(folder: Path, keep: int) -> Path:
         (final / MARKER).unlink(missing_ok=True)
         shutil.rmtree(final)
     folder.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     (final / MARKER).write_text(f"step {step_of(final)}\n")
-    _sync(final / MARKER)
-    _sync(final)
+    sync(final / MARKER)
+    sync(final)
     for old in checkpoints(final.parent)[:-keep]:
         shutil.rmtree(old.rename(old.with_name(f".{old.name}")))  # first hidden: a half-deleted one never counts
     return final
@@ -86,7 +86,7 @@ def whole(folder: Path) -> Iterator[Path]:
     if folder.exists():
         shutil.rmtree(folder)
     hidden.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def save_weights(model: nn.Module, folder: Path, learnt_only: bool = False) -> None:
@@ -111,14 +111,5 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 def _sync_all(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)
+    sync(folder)
